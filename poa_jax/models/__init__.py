@@ -1,1 +1,1 @@
-
+"""Backbones and heads, one family a file."""

@@ -1,1 +1,1 @@
-
+"""POA pre-training: targets, losses, schedules, optimiser, one update, the loop."""
