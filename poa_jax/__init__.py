@@ -11,3 +11,10 @@ Shape letters used as array suffixes everywhere (`x_BND`, `logits_BK`):
 
 A suffix names the axes in order. `x_XD` stands for any leading axes before D.
 """
+
+from poa_jax.elastic.space import SearchSpace, Subnet
+from poa_jax.loading import load, save
+from poa_jax.models.vit import Features
+from poa_jax.supernet import Backbone, Supernet
+
+__all__ = ["Backbone", "Features", "SearchSpace", "Subnet", "Supernet", "load", "save"]

@@ -1,10 +1,21 @@
-"""The configuration of a run: every key, its default, its unit.
+"""The configuration of a run: every key, its default, its unit; and the way in and out of it.
 
 Config files (`configs/*.py`) start from `default()` and change what differs. The values below are
 the published ViT recipe where the paper gives one (arXiv 2408.01031, appendix A).
+`config_check.check` says what is wrong with a configuration.
 """
 
+import importlib.util
+import json
+import os
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
 import ml_collections
+
+from poa_jax import config_values, errors
 
 
 def default() -> ml_collections.ConfigDict:
@@ -33,7 +44,9 @@ def default() -> ml_collections.ConfigDict:
     c.elastic.min_depth = 12
     c.elastic.depth_step = 1
     c.elastic.scale = 3  # the smallest network is drawn scale² times as often as the largest
-    c.elastic.width_bounds = "each"  # "each": slices exactly; "max": masks; or a tuple of widths
+    c.elastic.width_bounds = _any_type(
+        "each"
+    )  # "each": slices exactly; "max": masks; or a tuple of widths
     c.elastic.draw = "per_device"  # "per_device" (the paper) or "shared"
 
     c.heads = ml_collections.ConfigDict()
@@ -112,3 +125,159 @@ def default() -> ml_collections.ConfigDict:
     c.eval.neighbours = (10, 20, 100, 200)
     c.eval.temperature = 0.07
     return c
+
+
+def load(source: str | os.PathLike | ModuleType) -> ml_collections.ConfigDict:
+    """Return what `get_config()` of a config file (or of an imported module) returns, locked.
+
+    Raises FileNotFoundError for a missing file, and ValueError for one that is not Python, has no
+    `get_config`, or fails while it runs (with the line at which it did).
+    """
+    module = source if isinstance(source, ModuleType) else _run_file(Path(source))
+    name = getattr(module, "__file__", None) or module.__name__
+    if not callable(getattr(module, "get_config", None)):
+        raise ValueError(f"config file {name} has no function get_config()")
+    try:
+        config = module.get_config()
+    except Exception as error:
+        raise ValueError(_failure(name, error)) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        kind = type(config).__name__
+        raise ValueError(f"get_config() of {name} returned a {kind}, expected a ConfigDict")
+    return config.lock()
+
+
+def override(
+    config: ml_collections.ConfigDict, assignments: Iterable[str]
+) -> ml_collections.ConfigDict:
+    """Return a copy of `config` with "key=value" strings applied, such as "train.steps=10".
+
+    A value is read as the type its key has now; a tuple is written 1024,2048 or (1024, 2048).
+    Raises ValueError for an unknown key (naming the nearest) and for a value of another type.
+    """
+    tree = config.to_dict()
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"config override {assignment!r} has no value, expected key=value")
+        section, leaf = _place(tree, key)
+        section[leaf] = config_values.parse(key, text, section[leaf])
+    return _as_config(tree)
+
+
+def save(config: ml_collections.ConfigDict, path: str | os.PathLike) -> None:
+    """Write `config` as JSON, whole or not at all; `restore` gives the same values back."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    text = json.dumps(config.to_dict(), indent=2, allow_nan=False)
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def restore(path: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Read a configuration that `save` wrote; keys added to the package since have their default.
+
+    Raises FileNotFoundError for a missing file, and ValueError for one that is not JSON or has a
+    key this version does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved configuration at {path}")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a saved configuration: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is not a saved configuration: expected a JSON object")
+    if "kind" in saved:
+        raise ValueError(f"{path} describes a {saved['kind']}, expected the configuration of a run")
+    tree = default().to_dict()
+    for key, value in leaves(saved):
+        try:
+            section, leaf = _place(tree, key)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        section[leaf] = value
+    return _as_config(tree)
+
+
+def leaves(tree: Mapping, prefix: str = "") -> list[tuple[str, object]]:
+    """List ("section.key", value) in order; a JSON list counts as the tuple it was saved from."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", tuple(value) if isinstance(value, list) else value))
+    return found
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the sentence for a key that is none of `known`, with the nearest one."""
+    known = list(known)
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"config key {key!r} is a section, expected one of its keys: {', '.join(inside)}"
+    # A forgotten or mistaken section is a likelier slip than a name that looks alike elsewhere.
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    return errors.unknown("config key", key, known if len(same_leaf) != 1 else same_leaf, listed=0)
+
+
+def _place(tree: dict, key: str) -> tuple[dict, str]:
+    """Return the section of `tree` that holds `key` and the key's name there."""
+    known = [name for name, _ in leaves(tree)]
+    if key not in known:
+        raise ValueError(unknown_key(key, known))
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    return tree, leaf
+
+
+def _as_config(tree: dict) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(tree)
+    for key in config_values.NAME_OR_WIDTHS & {name for name, _ in leaves(tree)}:
+        section, leaf = key.split(".")
+        with config.ignore_type():
+            config[section][leaf] = _any_type(tree[section][leaf])
+    return config.lock()
+
+
+def _any_type(value: object) -> ml_collections.FieldReference:
+    """Hold a value that may later be replaced by one of another type."""
+    return ml_collections.FieldReference(value, field_type=object)
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(_missing(path))
+    if path.suffix != ".py":
+        raise ValueError(f"config file {path} is not a Python file (*.py)")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(_failure(str(path), error)) from error
+    return module
+
+
+def _missing(path: Path) -> str:
+    beside = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    close = errors.nearest(path.name, beside)
+    hint = f"; did you mean {path.parent / close}?" if close else ""
+    return f"no config file at {path}{hint}"
+
+
+def _failure(name: str, error: Exception) -> str:
+    """Say where in the user's config file an error arose, and what it was."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == Path(name).resolve()
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
+    where = f"config file {name}, line {line}" if line else f"config file {name}"
+    return f"{where}: {type(error).__name__}: {error}"

@@ -1,1 +1,1 @@
-
+"""Images in, training batches out."""

@@ -58,7 +58,8 @@ class SearchSpace:
     Attributes:
       subnets: every sub-network once.
       multiplicities: how often each stands in the list that training draws from.
-      aliases: short names, for example {"small": Subnet(384, (12,))}.
+      aliases: short names, for example {"small": Subnet(384, (12,))}; a grid always has
+        "smallest" and "intact".
     """
 
     subnets: tuple[Subnet, ...]
@@ -87,7 +88,8 @@ class SearchSpace:
         depth_weight = np.linspace(depth_scale, 1, len(tuples))
         subnets = tuple(Subnet(w, d) for w in widths for d in tuples)
         counts = tuple(int(c) for c in np.round(np.outer(width_weight, depth_weight)).ravel())
-        present = {k: s for k, s in (aliases or {}).items() if s in subnets}
+        named = {"smallest": subnets[0], "intact": subnets[-1], **(aliases or {})}
+        present = {name: subnet for name, subnet in named.items() if subnet in subnets}
         return cls(subnets, counts, present)
 
     def __len__(self) -> int:

@@ -39,17 +39,24 @@ class TrainState:
 
 def init_state(backbone: nn.Module, heads: MultiHead, image_size: int, seed: int) -> TrainState:
     """Return the state before the first update; teacher and students start equal."""
-    backbone_key, heads_key = jax.random.split(jax.random.key(seed))
-    image = jnp.zeros((1, image_size, image_size, 3))
-    params = {
-        "backbone": backbone.init(backbone_key, image)["params"],
-        "heads": heads.init(heads_key, jnp.zeros((1, heads.width)))["params"],
-    }
+    params = init_params(backbone, heads, image_size, seed)
     centres = {
         name: [jnp.zeros((k,), jnp.float32) for k in heads.prototypes] for name in ("cls", "patch")
     }
     teacher = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, teacher, init_optimizer(params), centres)
+
+
+def init_params(
+    backbone: nn.Module, heads: MultiHead, image_size: int, seed: int
+) -> dict[str, Any]:
+    """Return the parameters a run of `seed` starts from."""
+    backbone_key, heads_key = jax.random.split(jax.random.key(seed))
+    image = jnp.zeros((1, image_size, image_size, 3))
+    return {
+        "backbone": backbone.init(backbone_key, image)["params"],
+        "heads": heads.init(heads_key, jnp.zeros((1, heads.width)))["params"],
+    }
 
 
 @jax.tree_util.register_dataclass

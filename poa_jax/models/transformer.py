@@ -1,0 +1,94 @@
+"""The transformer block: attention, feed-forward part, and both behind stochastic depth."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from poa_jax.elastic.layers import Dense, LayerNorm, LayerScale, gelu
+from poa_jax.elastic.width import Width
+from poa_jax.models.stochastic_depth import Groups, pack_groups, residual, split_groups
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the softmax is float32 and its scale head_dim^-1/2."""
+
+    head_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_XD: jax.Array, groups: Groups) -> jax.Array:
+        """Map packed tokens; each sample of each group attends to itself."""
+        d = x_XD.shape[-1]
+        qkv = Dense(d, groups=3, dtype=self.dtype, name="qkv")(x_XD).reshape(-1, 3 * d)
+        outs = [self._attend(part, d) for part in split_groups(qkv, groups)]
+        return Dense(d, dtype=self.dtype, name="proj")(pack_groups(outs)[0])
+
+    def _attend(self, qkv_BNE: jax.Array, d: int) -> jax.Array:
+        b, n, _ = qkv_BNE.shape
+        q, k, v = jnp.split(qkv_BNE.reshape(b, n, 3 * d // self.head_dim, self.head_dim), 3, 2)
+        scale = jnp.asarray(self.head_dim**-0.5, q.dtype)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, d)
+
+
+class Mlp(nn.Module):
+    """The feed-forward part: W2·gelu(W1·x), or SwiGLU W3·(silu(a) ⊙ b) with (a, b) = W12·x."""
+
+    hidden: int
+    kind: str = "gelu"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_XD: jax.Array) -> jax.Array:
+        """Map tokens one by one."""
+        d = x_XD.shape[-1]
+        if self.kind == "swiglu":
+            gate_value = Dense(self.hidden, groups=2, dtype=self.dtype, name="w12")(x_XD)
+            gate, value = gate_value[..., 0, :], gate_value[..., 1, :]
+            return Dense(d, dtype=self.dtype, name="w3")(nn.silu(gate) * value)
+        hidden_XF = gelu(Dense(self.hidden, dtype=self.dtype, name="fc1")(x_XD))
+        return Dense(d, dtype=self.dtype, name="fc2")(hidden_XF)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + ls1·attention(norm1 x), then x + ls2·mlp(norm2 x)."""
+
+    head_dim: int
+    hidden: int
+    mlp: str
+    layer_scale: float
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Build the sub-modules."""
+        self.norm1 = LayerNorm(dtype=self.dtype)
+        self.norm2 = LayerNorm(dtype=self.dtype)
+        self.attn = Attention(self.head_dim, self.dtype)
+        self.mlp_ = Mlp(self.hidden, self.mlp, self.dtype, name="mlp")
+        if self.layer_scale:
+            self.ls1 = LayerScale(self.layer_scale, self.dtype)
+            self.ls2 = LayerScale(self.layer_scale, self.dtype)
+
+    def __call__(
+        self,
+        x_XD: jax.Array,
+        groups: Groups,
+        width: Width | None = None,
+        key: jax.Array | None = None,
+        rate: float | jax.Array = 0.0,
+    ) -> jax.Array:
+        """Map packed tokens; `key` turns on stochastic depth at `rate`."""
+
+        def attend(x: jax.Array, parts: Groups) -> jax.Array:
+            y = self.attn(self.norm1(x, width), parts)
+            return self.ls1(y) if self.layer_scale else y
+
+        def feed_forward(x: jax.Array, parts: Groups) -> jax.Array:
+            del parts
+            y = self.mlp_(self.norm2(x, width))
+            return self.ls2(y) if self.layer_scale else y
+
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_XD = residual(x_XD, attend, groups, keys[0], rate)
+        return residual(x_XD, feed_forward, groups, keys[1], rate)
