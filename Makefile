@@ -1,29 +1,37 @@
-# make demo    pre-train, evaluate and cut a small elastic network on the embedded images
+# make demo    pre-train a small elastic network on the embedded images, cut three sizes out of
+#              it, and measure every size: ends with a table and a picture
 # make test    run every test
 # make lint    check style and formatting
+# make readme  put the table and the picture of the last demo into README.md
 # make clean   remove what the commands above made
 #
 # Variables: PYTHON (3.11 or newer), VENV, FAMILY (configs/demo_FAMILY.py), WORKDIR, DEMO_FLAGS
-# (passed to train.py, such as --config.train.steps=20), TEST_FLAGS (passed to pytest).
+# (passed to train.py, such as --config.train.steps=20), EVAL_FLAGS (passed to eval.py, such as
+# --subnets smallest,intact), TEST_FLAGS (passed to pytest).
 
 PYTHON ?= python3
 VENV ?= .venv
 FAMILY ?= vit
 WORKDIR ?= runs/demo
 DEMO_FLAGS ?=
+EVAL_FLAGS ?=
 # Two processes: compiling, most of the time, keeps one core busy. Tests of a file share a process
 # because they share compiled functions.
 TEST_FLAGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint clean python
+# The sizes that the demo cuts out: the smallest, one in the middle, the whole.
+SIZES_vit := smallest,w96-d4,intact
+
+.PHONY: help demo test lint readme clean python
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST)) | head -n 4
+	@sed -n '/^#$$/q; s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python train.py --config configs/demo_$(FAMILY).py --workdir $(WORKDIR) $(DEMO_FLAGS)
-	$(BIN)/python eval.py --workdir $(WORKDIR) --task knn --subnets all
+	$(BIN)/poa-jax extract --workdir $(WORKDIR) --subnet $(SIZES_$(FAMILY))
+	$(BIN)/python eval.py --workdir $(WORKDIR) --task knn --subnets all --baselines $(EVAL_FLAGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS)
@@ -31,6 +39,9 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+readme:
+	$(BIN)/python scripts/update_readme.py $(WORKDIR)
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .ruff_cache

@@ -3,12 +3,13 @@
 import sys
 
 from poa_jax import errors, flags
-
-TASKS = ("knn",)
+from poa_jax.evaluation import tasks
 
 
 def _options(parser) -> None:
-    parser.add_argument("--task", required=True, metavar="TASK", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument(
+        "--task", required=True, metavar="TASK", help=f"one of {', '.join(tasks.TASKS)}"
+    )
     parser.add_argument(
         "--subnets", default="all", metavar="NAME[,NAME…]", help="names or aliases, or all"
     )
@@ -16,6 +17,9 @@ def _options(parser) -> None:
         "--baselines",
         action="store_true",
         help="also measure each network before training, and raw pixels",
+    )
+    parser.add_argument(
+        "--split", metavar="SPLIT", help="images to classify (default: test, else validation)"
     )
 
 
@@ -29,21 +33,25 @@ def main(argv: list[str]) -> None:
             add_options=_options,
             config_from_workdir=True,
         )
-        if options.task not in TASKS:
-            raise ValueError(errors.unknown("task", options.task, TASKS))
+        tasks.check(options.task)
+        tasks.check_overrides(config, flags.of_workdir(workdir))
         # Imported late, so that a wrong flag is answered at once.
+        from poa_jax import messages
         from poa_jax.evaluation import report, sweep
         from poa_jax.loading import load_supernet
         from poa_jax.models import build
         from poa_jax.pretraining.host_memory import keep_freed_memory
 
+        messages.show()
         keep_freed_memory()
         subnets = build.space(config).parse_many(options.subnets)
         net = load_supernet(workdir)
-        found = sweep.evaluate(config, net, subnets, baselines=options.baselines)
+        found = sweep.evaluate(
+            config, net, subnets, baselines=options.baselines, split=options.split
+        )
         paths = report.write(found, workdir / "eval")
-    print(report.table(found))
-    print(f"written: {', '.join(map(str, paths))}")
+        print(report.table(found))
+        print(f"written: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Pre-train: `train.py --config configs/demo_vit.py --workdir runs/demo [--config.key=value …]`."""
+"""Pre-train by a config file.
+
+python train.py --config configs/demo_vit.py --workdir runs/demo [--config.key=value …]
+"""
 
 import sys
 
@@ -10,15 +13,17 @@ def main(argv: list[str]) -> None:
     with errors.user_errors():
         config, workdir, _ = flags.parse(argv, program="train.py", description=__doc__)
         # Imported late, so that a wrong flag is answered at once.
-        from absl import logging
-
+        from poa_jax import messages
         from poa_jax.pretraining.loop import train
 
-        logging.set_verbosity(logging.INFO)
-        logging.use_absl_handler()
-        outcome = train(config, workdir)
-    verb = "stopped after" if outcome.stopped else "finished"
-    print(f"{verb} step {outcome.step}; the run is in {workdir}")
+        messages.show()
+        try:
+            outcome = train(config, workdir)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on from the last checkpoint")
+            raise SystemExit(130) from None
+    if not outcome.stopped:
+        print(f"finished step {outcome.step}; the run is in {workdir}")
 
 
 if __name__ == "__main__":

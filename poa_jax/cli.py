@@ -99,9 +99,10 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from poa_jax import loading
+    from poa_jax import loading, messages
     from poa_jax.models import build
 
+    messages.show()
     # A wrong folder or name is told before the weights are read.
     subnets = build.space(flags.of_workdir(options.workdir)).parse_many(options.subnet)
     net = loading.load_supernet(options.workdir)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from poa_jax import checkpoints, config
+from poa_jax import backbone_folder, checkpoints, config, config_check
 from poa_jax.models import build
 from poa_jax.supernet import Backbone, Supernet
 
@@ -28,8 +28,9 @@ def load(path: str | os.PathLike) -> Supernet | Backbone:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}, expected a workdir or a static backbone")
-    if checkpoints.is_backbone(path):
-        return checkpoints.load_backbone(path)
+    # A damaged description must not make a static backbone look like a workdir.
+    if backbone_folder.is_backbone(path) or (path / backbone_folder.WEIGHTS).is_file():
+        return backbone_folder.load(path)
     if path.parent.name == checkpoints.FOLDER and path.name.isdigit():
         return load_supernet(path.parent.parent, int(path.name))
     return load_supernet(path)
@@ -44,6 +45,7 @@ def load_supernet(workdir: str | os.PathLike, step: int | None = None) -> Supern
             "static backbone"
         )
     c = config.restore(workdir / checkpoints.CONFIG)
+    config_check.check(c)
     step = checkpoints.newest_step(workdir) if step is None else step
     supernet = untrained(c)
     params = checkpoints.restore_teacher(workdir / checkpoints.FOLDER / str(step), supernet.params)
@@ -73,4 +75,4 @@ def save(backbone: Backbone, path: str | os.PathLike) -> Path:
     """
     if not isinstance(backbone, Backbone):
         raise TypeError(f"expected a static Backbone (extract one), got {type(backbone).__name__}")
-    return checkpoints.save_backbone(backbone, path)
+    return backbone_folder.save(backbone, path)

@@ -7,6 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 ).strip()
+# Tests compile many programs and run each a few times on tiny arrays: leaving out LLVM's expensive
+# passes halves the compile time of a whole update. Commands that tests start inherit it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
 import numpy as np

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from poa_jax import cli, flags, loading
+from poa_jax import cli, flags, loading, messages
 from poa_jax import config as configs
 from poa_jax.checkpoints import Checkpoints
 from poa_jax.elastic.space import SearchSpace, Subnet
@@ -60,6 +60,12 @@ def first_run(tmp_path_factory):
 def run(first_run, tmp_path):
     """The folder of a run: its configuration and a checkpoint."""
     return shutil.copytree(first_run, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was(monkeypatch):
+    """A command sets up logging for its process, which here is that of all tests."""
+    monkeypatch.setattr(messages, "show", lambda: None)
 
 
 def fails(*argv):

@@ -2,8 +2,9 @@
 
 Each depth keeps an increasing list of blocks. Lists that begin alike compute the same tokens up to
 where they part, so all depths together form a tree of (block) nodes, and one walk over it gives the
-features of every depth. For the published ViT (depths 12..24) the walk runs fewer blocks than the
-13 networks one by one; `DepthTree.saved` says by how much.
+features of every depth. For the published ViT (depths 12..24) the walk runs 161 blocks where the 13
+networks one by one run 234: 31 % saved. No exact walk runs fewer, for two blocks give the same
+tokens only where all blocks before them are the same.
 """
 
 import dataclasses
@@ -36,7 +37,13 @@ class DepthTree:
 
 
 def depth_tree(depths: Sequence[int], max_depth: int) -> DepthTree:
-    """Return the tree for some depths of a stack of `max_depth` blocks."""
+    """Return the tree for some depths, in any order, of a stack of `max_depth` blocks.
+
+    Raises:
+      ValueError: for no depth at all, or one outside 1..`max_depth`.
+    """
+    if not depths:
+        raise ValueError("expected at least one depth, got none")
     paths = [kept_blocks(depth, max_depth) for depth in depths]
     blocks, levels, ends = [], [], {}
     previous: tuple[int, ...] = ()

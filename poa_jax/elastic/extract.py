@@ -61,6 +61,36 @@ def cut(params: Params, cuts: Params) -> dict[str, Any]:
     }
 
 
+def _add_array(total: jax.Array, part: jax.Array, cut: Cut) -> jax.Array:
+    for axis, width in cut.axes:
+        if width.active is not None:
+            shape = [1] * part.ndim
+            shape[axis] = width.bound
+            part = jnp.where(width.mask().reshape(shape), part, jnp.zeros((), part.dtype))
+    if cut.alpha is not None:
+        width, max_width = cut.alpha
+        if width.active is not None or width.bound != max_width:
+            part = part * jnp.asarray(width.alpha(max_width), part.dtype)
+    if part.shape == total.shape:
+        return total + part
+    inner = jax.lax.slice(total, (0,) * total.ndim, part.shape)
+    return jax.lax.dynamic_update_slice(total, inner + part, (0,) * total.ndim)
+
+
+def add_cut(total: Params, parts: Params, cuts: Params) -> dict[str, Any]:
+    """Add gradients of cut parameters to gradients of whole ones: the transpose of `cut`.
+
+    Only the slice is touched, where differentiating through `cut` would pad every gradient to its
+    full size first.
+    """
+    return {
+        name: _add_array(value, parts[name], cuts[name])
+        if isinstance(cuts[name], Cut)
+        else add_cut(value, parts[name], cuts[name])
+        for name, value in total.items()
+    }
+
+
 def pick_blocks(stacked: Params, blocks: tuple[int, ...]) -> dict[str, Any]:
     """Keep the named blocks of a stack: every leaf loses the others on its leading axis L."""
     index = jnp.asarray(blocks, jnp.int32)

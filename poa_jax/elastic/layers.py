@@ -52,8 +52,12 @@ class Dense(nn.Module):
     kernel_init: Initializer = trunc_normal
 
     @nn.compact
-    def __call__(self, x_XD: jax.Array) -> jax.Array:
-        """Return (..., features), or (..., groups, features)."""
+    def __call__(self, x_XD: jax.Array, out_scale: jax.Array | None = None) -> jax.Array:
+        """Return (..., features), or (..., groups, features); times `out_scale` (features,).
+
+        The scale is folded into kernel and bias: the same map, without a pass over the outputs
+        forward and two backward.
+        """
         out = (self.groups, self.features) if self.groups else (self.features,)
         d_in = x_XD.shape[-1]
 
@@ -63,6 +67,8 @@ class Dense(nn.Module):
 
         kernel = self.param("kernel", init_kernel)
         bias = self.param("bias", nn.initializers.zeros, out)
+        if out_scale is not None:
+            kernel, bias = kernel * out_scale[None], bias * out_scale
         y = x_XD.astype(self.dtype) @ kernel.astype(self.dtype).reshape(d_in, -1)
         y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*x_XD.shape[:-1], *out)
@@ -137,17 +143,14 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor per channel (CaiT), before a residual is added."""
+    """A learnt factor per channel (CaiT) for what is about to be added to a residual stream."""
 
     initial: float
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_XD: jax.Array) -> jax.Array:
-        """Return x · γ."""
-        d = x_XD.shape[-1]
-        gamma = self.param("gamma", nn.initializers.constant(self.initial), (d,))
-        return x_XD * gamma.astype(self.dtype).reshape((1,) * (x_XD.ndim - 1) + (d,))
+    def __call__(self, width: int) -> jax.Array:
+        """Return γ (width,), for `Dense(...)(x, out_scale=γ)`."""
+        return self.param("gamma", nn.initializers.constant(self.initial), (width,))
 
     @staticmethod
     def cuts(width: Width) -> dict[str, Cut]:

@@ -80,10 +80,16 @@ class SearchSpace:
         Networks are ordered by width, then by total depth. With n_w widths and n_d depth
         choices, network (i, j) stands round(lin(S_w→1)[i] · lin(S_d→1)[j]) times in the list
         (paper eq. 14 in integers, as the official code has it).
+
+        Raises:
+          ValueError: for no width or no depth, or one below 1.
         """
         tuples = sorted(itertools.product(*depths), key=sum)
         if not widths or not tuples:
             raise ValueError("a search space needs at least one width and one depth")
+        for name, size in (("width", min(widths)), ("depth", min(map(min, depths)))):
+            if size < 1:
+                raise ValueError(f"a {name} of {size} is no network, expected at least 1")
         width_weight = np.linspace(width_scale, 1, len(widths))
         depth_weight = np.linspace(depth_scale, 1, len(tuples))
         subnets = tuple(Subnet(w, d) for w in widths for d in tuples)

@@ -1,41 +1,58 @@
 """Features of many sub-networks over a data set: one pass over the images for each width."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poa_jax.data.pipeline import eval_batches
-from poa_jax.data.sources import Source
+from poa_jax.data.crops import normalise
 from poa_jax.elastic.depth_tree import depth_tree
 from poa_jax.elastic.extract import cut
 from poa_jax.elastic.space import Subnet
 from poa_jax.elastic.width import Width
 from poa_jax.supernet import Supernet
 
-FEATURE_BYTES = 8 * 2**30  # features held at once; more sub-networks mean more passes
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def feature_bytes() -> int:
+    """Return how much memory features may take at once: half of what this process may use."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not a Unix system
+        memory = 8 * 2**30
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+        memory = min(memory, int(_CGROUP_LIMIT.read_text()))
+    return memory // 2
 
 
 def by_width(
-    subnets: Iterable[Subnet], images: int, feature_bytes: int = FEATURE_BYTES
+    subnets: Iterable[Subnet], images: int, limit: int | None = None
 ) -> Iterator[tuple[int, tuple[Subnet, ...]]]:
-    """Yield (width, sub-networks) so that the float32 features of each group fit in memory."""
+    """Yield (width, sub-networks) so that the float32 features of each group fit into memory.
+
+    Sub-networks of a group share one pass over the images; a group smaller than its width's share
+    of the list means more passes, never another number. `images` counts an image once for each set
+    of parameters; `limit` is in bytes, `feature_bytes()` by default.
+    """
+    limit = feature_bytes() if limit is None else limit
     groups: dict[int, list[Subnet]] = {}
-    for subnet in subnets:
+    for subnet in dict.fromkeys(subnets):
         groups.setdefault(subnet.width, []).append(subnet)
     for width, members in sorted(groups.items()):
-        at_once = max(1, feature_bytes // (4 * width * max(images, 1)))
+        at_once = max(1, limit // (4 * width * max(images, 1)))
         for start in range(0, len(members), at_once):
             yield width, tuple(members[start : start + at_once])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "mean", "std"))
 def _sweep(model, width, mean, std, params, images_u8, blocks, levels, leaves):
-    from poa_jax.data.crops import normalise
-
     small = {"params": cut(params, model.cuts(Width(width)))}
     images = normalise(images_u8, mean, std)
     nodes_SBD = model.resized(width).apply(small, images, blocks, levels, method="sweep")
@@ -47,27 +64,18 @@ def cls_features(
 ) -> jax.Array:
     """Return class tokens (S, B, D) of sub-networks of one width, for uint8 images (B, H, W, 3).
 
-    One compilation for a width and a list of depths. `params` are the supernet's, or others of the
-    same shape.
-    """
-    tree = depth_tree([s.depths[0] for s in subnets], net.model.max_depths[0])
-    nodes = (np.asarray(x, np.int32) for x in (tree.blocks, tree.levels, tree.leaves))
-    return _sweep(net.model, subnets[0].width, net.mean, net.std, params, images_u8, *nodes)
-
-
-def labelled_images(
-    source: Source, resize: int, crop: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield evaluation batches of a labelled source; see `data.pipeline.eval_batches`.
+    One compilation for a width and a number of depths. `params` are the supernet's, or others of
+    the same shape.
 
     Raises:
-      ValueError: for a source without labels.
+      ValueError: for sub-networks of several widths.
     """
-    if source.num_classes is None:
-        raise ValueError(
-            "k-NN needs labels, and this source has none; put images into class sub-folders"
-        )
-    return eval_batches(source, resize, crop, batch_size)
+    widths = {s.width for s in subnets}
+    if len(widths) != 1:
+        raise ValueError(f"expected sub-networks of one width, got widths {sorted(widths)}")
+    tree = depth_tree([s.depths[0] for s in subnets], net.model.max_depths[0])
+    nodes = (np.asarray(x, np.int32) for x in (tree.blocks, tree.levels, tree.leaves))
+    return _sweep(net.model, widths.pop(), net.mean, net.std, params, images_u8, *nodes)
 
 
 def extract_features(
@@ -75,17 +83,28 @@ def extract_features(
     all_params: Sequence[Any],
     subnets: Sequence[Subnet],
     batches: Iterable[tuple[np.ndarray, np.ndarray, int]],
-) -> tuple[list[np.ndarray], np.ndarray]:
+    images: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Run sub-networks of one width over batches, once for each set of parameters.
 
+    Args:
+      net: the supernet.
+      all_params: P sets of its parameters.
+      subnets: S sub-networks of one width.
+      batches: (images uint8 (b, H, W, 3), labels (b,), how many of the b count).
+      images: the most images that the batches hold.
+
     Returns:
-      A list with one (S, n, D) float32 array for each set of parameters, and the labels (n,).
+      Features (P, S, n, D) float32 and labels (n,) int32, in the host's memory.
     """
-    features: list[list[np.ndarray]] = [[] for _ in all_params]
-    labels = []
-    for images, label, valid in batches:
-        for out, params in zip(features, all_params, strict=True):
-            found = cls_features(net, params, subnets, jnp.asarray(images))
-            out.append(np.asarray(found)[:, :valid])
-        labels.append(label[:valid])
-    return [np.concatenate(f, axis=1) for f in features], np.concatenate(labels)
+    shape = (len(all_params), len(subnets), images, subnets[0].width)
+    features_PSBD, labels_B = np.empty(shape, np.float32), np.empty(images, np.int32)
+    done = 0
+    for pixels, labels, valid in batches:
+        rows = slice(done, done + valid)
+        for out_SBD, params in zip(features_PSBD, all_params, strict=True):
+            found_SBD = cls_features(net, params, subnets, jnp.asarray(pixels))
+            out_SBD[:, rows] = np.asarray(found_SBD)[:, :valid]
+        labels_B[rows] = labels[:valid]
+        done += valid
+    return features_PSBD[:, :, :done], labels_B[:done]

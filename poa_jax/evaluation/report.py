@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ Report = Mapping[str, Any]
 
 
 def table(report: Report) -> str:
-    """Return the k-NN results as a Markdown table, smallest network first."""
+    """Return the k-NN results as a Markdown table, in the order of the report."""
     baselines = "pixels" in report
     header = ["network", "parameters", "MACs", "k-NN", "k"]
     header += ["k-NN, untrained", "k-NN, raw pixels"] if baselines else []
@@ -27,26 +27,26 @@ def table(report: Report) -> str:
 def write(report: Report, folder: str | os.PathLike, name: str = "knn") -> list[Path]:
     """Write `<name>.json` and `<name>.md`, and `<name>.png` where matplotlib is installed.
 
-    Each file appears whole or not at all.
+    Each file appears whole or not at all. Without matplotlib an older picture is removed, because
+    it would show other numbers than the table beside it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {".json": json.dumps(report, indent=2), ".md": table(report)}
+    texts = {".json": json.dumps(report, indent=2, allow_nan=False), ".md": table(report)}
     paths = []
     for suffix, text in texts.items():
-        path = folder / f"{name}{suffix}"
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-        paths.append(path)
+        paths.append(folder / f"{name}{suffix}")
+        _write_whole(paths[-1], lambda file, text=text: file.write_bytes(f"{text}\n".encode()))
     picture = folder / f"{name}.png"
     if draw(report, picture):
         paths.append(picture)
+    else:
+        picture.unlink(missing_ok=True)
     return paths
 
 
 def draw(report: Report, path: Path) -> bool:
-    """Draw accuracy over MACs, a line for each width; False where matplotlib is missing."""
+    """Draw accuracy over MACs as a PNG, a line a width; False where matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -66,12 +66,21 @@ def draw(report: Report, path: Path) -> bool:
     if "pixels" in report:
         axes.axhline(100 * report["pixels"], color="gray", linestyle="--", label="raw pixels")
         axes.plot([], [], "x:", color="gray", label="untrained")
+    step = report["checkpoint"]["step"]
     axes.set_xlabel("multiply-adds for one image (millions)")
     axes.set_ylabel("k-NN accuracy (%)")
-    axes.set_title(f"{len(results)} sub-networks of one run, step {report['step']}")
+    axes.set_title(f"{len(results)} networks cut out of one run, step {step}")
     axes.grid(alpha=0.3)
     axes.legend()
-    unfinished = path.with_name(path.name + ".unfinished")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, path)
+    _write_whole(path, lambda file: figure.savefig(file, format="png"))
     return True
+
+
+def _write_whole(path: Path, write_file: Callable[[Path], object]) -> None:
+    """Write under a temporary name, then rename; a failure leaves what was there before."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        write_file(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,18 +1,21 @@
 """k-NN accuracy of some or all sub-networks of a run, beside their untrained selves and pixels."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from poa_jax.data.sources import Source, open_source
+from poa_jax.data.sources import Source
 from poa_jax.elastic.space import Subnet
 from poa_jax.evaluation import knn
-from poa_jax.evaluation.features import by_width, extract_features, labelled_images
+from poa_jax.evaluation.datasets import BANK_SPLIT, labelled_batches, open_bank_and_queries
+from poa_jax.evaluation.features import by_width, extract_features
 from poa_jax.models import build
 from poa_jax.pretraining.state import init_params
 from poa_jax.supernet import Supernet
@@ -30,6 +33,8 @@ class Protocol:
       neighbours: the k's.
       temperature: of the votes.
       batch_size: images at once.
+      workers: threads that read images ahead.
+      max_bad_fraction: share of unreadable images, which are left out, that is put up with.
     """
 
     resize: int
@@ -37,13 +42,27 @@ class Protocol:
     neighbours: tuple[int, ...]
     temperature: float
     batch_size: int
+    workers: int = 2
+    max_bad_fraction: float = 0.01
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "Protocol":
-        """Take the protocol from `config.eval`."""
-        e = config.eval
+        """Take the protocol from `config.eval` and `config.data`."""
+        e, data = config.eval, config.data
         return cls(
-            e.resize, config.model.image_size, tuple(e.neighbours), e.temperature, e.batch_size
+            e.resize,
+            config.model.image_size,
+            tuple(e.neighbours),
+            e.temperature,
+            e.batch_size,
+            data.workers,
+            data.max_bad_fraction,
+        )
+
+    def batches(self, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Yield (images, labels, how many of them count) of a labelled source."""
+        return labelled_batches(
+            source, self.resize, self.crop, self.batch_size, self.workers, self.max_bad_fraction
         )
 
 
@@ -61,57 +80,58 @@ def knn_sweep(
 
     Args:
       net: the supernet.
-      subnets: which of its sub-networks.
+      subnets: which of its sub-networks; one named twice is measured once.
       bank: labelled images to compare with.
       queries: labelled images to classify.
       protocol: sizes and constants.
       untrained: parameters of the supernet before training; adds `untrained` to each record.
       say: told about progress, a sentence a width.
+
+    Raises:
+      ValueError: for images without labels, or too many unreadable ones.
     """
+    _, note = knn.usable_ks(protocol.neighbours, len(bank))
+    if note:
+        say(note)
     sets = [net.params] if untrained is None else [net.params, untrained]
     records: dict[Subnet, Report] = {}
-    for width, group in by_width(subnets, len(bank) + len(queries)):
+    for width, group in by_width(subnets, len(sets) * (len(bank) + len(queries))):
         say(f"width {width}: {len(group)} sub-networks")
-
-        def run(source: Source, group: tuple[Subnet, ...] = group):
-            batches = labelled_images(source, protocol.resize, protocol.crop, protocol.batch_size)
-            return extract_features(net, sets, group, batches)
-
-        bank_features, bank_labels = run(bank)
-        query_features, query_labels = run(queries)
-        found = [
-            _accuracies(b, bank_labels, q, query_labels, bank.num_classes, protocol)
-            for b, q in zip(bank_features, query_features, strict=True)
-        ]
+        (compared, labels), (asked, true_labels) = (
+            extract_features(net, sets, group, protocol.batches(source), len(source))
+            for source in (bank, queries)
+        )
         for i, subnet in enumerate(group):
-            records[subnet] = _record(net, subnet, *(_pick(f, i) for f in found))
-    return [records[s] for s in subnets]
+            # One at a time on the device; the program is the same for the whole width.
+            found = [
+                _accuracies(b[i], labels, q[i], true_labels, bank.num_classes, protocol)
+                for b, q in zip(compared, asked, strict=True)
+            ]
+            records[subnet] = _record(net, subnet, protocol.crop, *found)
+    return [records[s] for s in dict.fromkeys(subnets)]
 
 
-def _accuracies(bank, bank_labels, query, query_labels, num_classes, protocol):
+def _accuracies(bank_BD, labels_B, query_BD, query_labels_B, num_classes, protocol):
     found = knn.accuracies(
-        jnp.asarray(bank),
-        jnp.asarray(bank_labels),
-        jnp.asarray(query),
-        jnp.asarray(query_labels),
+        jnp.asarray(bank_BD[None]),
+        jnp.asarray(labels_B),
+        jnp.asarray(query_BD[None]),
+        jnp.asarray(query_labels_B),
         num_classes=num_classes,
         ks=protocol.neighbours,
         temperature=protocol.temperature,
     )
-    return {k: np.asarray(a) for k, a in found.items()}
-
-
-def _pick(accuracies: dict[int, np.ndarray], index: int) -> dict[int, float]:
-    return {k: float(a[index]) for k, a in accuracies.items()}
+    return {k: float(accuracy_S[0]) for k, accuracy_S in found.items()}
 
 
 def _record(
     net: Supernet,
     subnet: Subnet,
+    image_size: int,
     trained: dict[int, float],
     untrained: dict[int, float] | None = None,
 ) -> Report:
-    cost = net.cost(subnet)
+    cost = net.cost(subnet, image_size)
     k, accuracy = knn.best(trained)
     record = {
         "name": str(subnet),
@@ -130,19 +150,17 @@ def _record(
 
 def knn_of_pixels(bank: Source, queries: Source, protocol: Protocol) -> float:
     """Return the best k-NN accuracy of raw pixels under the same protocol."""
-    sets = []
-    for source in (bank, queries):
-        batches = labelled_images(source, protocol.resize, protocol.crop, protocol.batch_size)
-        rows, labels = [], []
-        for images, label, valid in batches:
-            rows.append(np.asarray(knn.pixels(images[:valid])))
-            labels.append(label[:valid])
-        sets += [np.concatenate(rows)[None], np.concatenate(labels)]
-    bank_features, bank_labels, query_features, query_labels = sets
-    found = _accuracies(
-        bank_features, bank_labels, query_features, query_labels, bank.num_classes, protocol
-    )
-    return knn.best(_pick(found, 0))[1]
+    (compared, labels), (asked, true_labels) = (_pixels(s, protocol) for s in (bank, queries))
+    found = _accuracies(compared, labels, asked, true_labels, bank.num_classes, protocol)
+    return knn.best(found)[1]
+
+
+def _pixels(source: Source, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    rows, labels = [], []
+    for images, label, valid in protocol.batches(source):
+        rows.append(np.asarray(knn.pixels(images[:valid])))
+        labels.append(label[:valid])
+    return np.concatenate(rows), np.concatenate(labels)
 
 
 def evaluate(
@@ -150,35 +168,75 @@ def evaluate(
     net: Supernet,
     subnets: Sequence[Subnet],
     *,
-    baselines: bool,
+    baselines: bool = False,
+    split: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Report:
     """Measure k-NN on the configured data: bank = its training split, queries = its test split.
 
+    Args:
+      config: that of the run; `eval` and `data.source` may differ.
+      net: the run's supernet.
+      subnets: which of its sub-networks.
+      baselines: also measure the parameters this run started from, and raw pixels.
+      split: the split to classify; see `datasets.open_bank_and_queries`.
+      say: told about progress.
+
     Returns:
-      A record that says all it takes to get the numbers again: protocol, data, checkpoint step,
-      versions, and `results`, one record a sub-network.
+      A record that says all it takes to get the numbers again: checkpoint, data, transform,
+      protocol, versions, and `results`, one record a sub-network.
     """
+    bank, queries, split = open_bank_and_queries(config.data.source, split)
     protocol = Protocol.from_config(config)
-    bank = open_source(config.data.source, "train")
-    queries = open_source(config.data.source, "test")
-    untrained = None
-    if baselines:
-        modules = build.backbone(config), build.heads(config)
-        make = jax.jit(lambda: init_params(*modules, config.model.image_size, config.seed))
-        untrained = make()["backbone"]
+    untrained = first_params(config, net) if baselines else None
     results = knn_sweep(net, subnets, bank, queries, protocol, untrained=untrained, say=say)
     report = {
         "task": "knn",
-        "step": net.step,
-        "branch": "teacher",
-        "source": config.data.source,
-        "images": {"bank": len(bank), "queries": len(queries)},
-        "fingerprints": {"bank": bank.fingerprint, "queries": queries.fingerprint},
-        "protocol": dataclasses.asdict(protocol),
+        "checkpoint": {"step": net.step, "branch": "teacher", "sha256": sha256(net.params)},
+        "data": {
+            "source": config.data.source,
+            "bank": _describe(bank, BANK_SPLIT),
+            "queries": _describe(queries, split),
+        },
+        "transform": {
+            "shorter_side": protocol.resize,
+            "interpolation": "bicubic with antialiasing",
+            "centre_crop": protocol.crop,
+            "mean": list(net.mean),
+            "std": list(net.std),
+        },
+        "protocol": {
+            "features": "class token after the final norm, scaled to length 1",
+            "votes": "exp(cosine similarity / temperature) of the k nearest",
+            "neighbours": list(protocol.neighbours),
+            "temperature": protocol.temperature,
+            "reported": "the best k on the queries",
+        },
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "device": jax.devices()[0].device_kind,
+        "dtype": config.model.dtype,
         "results": results,
     }
     if baselines:
         report["pixels"] = knn_of_pixels(bank, queries, protocol)
     return report
+
+
+def _describe(source: Source, split: str) -> Report:
+    return {"split": split, "images": len(source), "fingerprint": source.fingerprint}
+
+
+def first_params(config: ml_collections.ConfigDict, net: Supernet) -> Any:
+    """Return the backbone's parameters that a run of `config` starts from."""
+    heads, size = build.heads(config), net.model.image_size
+    return jax.jit(lambda: init_params(net.model, heads, size, config.seed))()["backbone"]
+
+
+def sha256(params: Any) -> str:
+    """Return a hash of every parameter's path, type, shape and bytes: the identity of a network."""
+    digest = hashlib.sha256()
+    for path, value in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

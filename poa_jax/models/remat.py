@@ -13,11 +13,17 @@ POLICIES = (
     "everything_saveable",
     "nothing_saveable",
 )
-NAMES = ("none", "full", *POLICIES)
+NAMES = ("none", "full", "lean", *POLICIES)
+
+# What "lean" keeps of a block: inputs of its large products, from which the rest is cheap to redo.
+SAVED = ("qkv", "attention", "middle", "hidden")
 
 
 def rematerialise(fn: Callable, name: str) -> Callable:
     """Wrap `fn` in `jax.checkpoint`; "none" leaves it, "full" saves its inputs only.
+
+    "lean" saves the values named in `SAVED`: norms, softmax and GELU are computed again, no large
+    matrix product is.
 
     Raises:
       ValueError: for a name that is none of `NAMES`.
@@ -26,6 +32,9 @@ def rematerialise(fn: Callable, name: str) -> Callable:
         raise ValueError(f"remat policy '{name}' is unknown; expected one of {', '.join(NAMES)}")
     if name == "none":
         return fn
-    policy = None if name == "full" else getattr(jax.checkpoint_policies, name)
+    if name == "lean":
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    else:
+        policy = None if name == "full" else getattr(jax.checkpoint_policies, name)
     # Inside scan the barrier against common-subexpression elimination is not needed.
     return jax.checkpoint(fn, policy=policy, prevent_cse=False)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from poa_jax.elastic.layers import Dense, LayerNorm, LayerScale, gelu
 from poa_jax.elastic.width import Width
@@ -16,12 +17,16 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_XD: jax.Array, groups: Groups) -> jax.Array:
+    def __call__(
+        self, x_XD: jax.Array, groups: Groups, out_scale: jax.Array | None = None
+    ) -> jax.Array:
         """Map packed tokens; each sample of each group attends to itself."""
         d = x_XD.shape[-1]
         qkv = Dense(d, groups=3, dtype=self.dtype, name="qkv")(x_XD).reshape(-1, 3 * d)
+        qkv = checkpoint_name(qkv, "qkv")
         outs = [self._attend(part, d) for part in split_groups(qkv, groups)]
-        return Dense(d, dtype=self.dtype, name="proj")(pack_groups(outs)[0])
+        out = checkpoint_name(pack_groups(outs)[0], "attention")
+        return Dense(d, dtype=self.dtype, name="proj")(out, out_scale)
 
     def _attend(self, qkv_BNE: jax.Array, d: int) -> jax.Array:
         b, n, _ = qkv_BNE.shape
@@ -40,15 +45,17 @@ class Mlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_XD: jax.Array) -> jax.Array:
+    def __call__(self, x_XD: jax.Array, out_scale: jax.Array | None = None) -> jax.Array:
         """Map tokens one by one."""
         d = x_XD.shape[-1]
         if self.kind == "swiglu":
-            gate_value = Dense(self.hidden, groups=2, dtype=self.dtype, name="w12")(x_XD)
-            gate, value = gate_value[..., 0, :], gate_value[..., 1, :]
-            return Dense(d, dtype=self.dtype, name="w3")(nn.silu(gate) * value)
-        hidden_XF = gelu(Dense(self.hidden, dtype=self.dtype, name="fc1")(x_XD))
-        return Dense(d, dtype=self.dtype, name="fc2")(hidden_XF)
+            both = Dense(self.hidden, groups=2, dtype=self.dtype, name="w12")(x_XD)
+            both = checkpoint_name(both, "hidden")
+            gate, value = both[..., 0, :], both[..., 1, :]
+            return Dense(d, dtype=self.dtype, name="w3")(nn.silu(gate) * value, out_scale)
+        hidden_XF = Dense(self.hidden, dtype=self.dtype, name="fc1")(x_XD)
+        hidden_XF = gelu(checkpoint_name(hidden_XF, "hidden"))
+        return Dense(d, dtype=self.dtype, name="fc2")(hidden_XF, out_scale)
 
 
 class Block(nn.Module):
@@ -67,8 +74,8 @@ class Block(nn.Module):
         self.attn = Attention(self.head_dim, self.dtype)
         self.mlp_ = Mlp(self.hidden, self.mlp, self.dtype, name="mlp")
         if self.layer_scale:
-            self.ls1 = LayerScale(self.layer_scale, self.dtype)
-            self.ls2 = LayerScale(self.layer_scale, self.dtype)
+            self.ls1 = LayerScale(self.layer_scale)
+            self.ls2 = LayerScale(self.layer_scale)
 
     def __call__(
         self,
@@ -80,15 +87,17 @@ class Block(nn.Module):
     ) -> jax.Array:
         """Map packed tokens; `key` turns on stochastic depth at `rate`."""
 
+        d = x_XD.shape[-1]
+        scales = (self.ls1(d), self.ls2(d)) if self.layer_scale else (None, None)
+
         def attend(x: jax.Array, parts: Groups) -> jax.Array:
-            y = self.attn(self.norm1(x, width), parts)
-            return self.ls1(y) if self.layer_scale else y
+            return self.attn(self.norm1(x, width), parts, scales[0])
 
         def feed_forward(x: jax.Array, parts: Groups) -> jax.Array:
             del parts
-            y = self.mlp_(self.norm2(x, width))
-            return self.ls2(y) if self.layer_scale else y
+            return self.mlp_(self.norm2(x, width), scales[1])
 
         keys = (None, None) if key is None else jax.random.split(key)
         x_XD = residual(x_XD, attend, groups, keys[0], rate)
+        x_XD = checkpoint_name(x_XD, "middle")
         return residual(x_XD, feed_forward, groups, keys[1], rate)

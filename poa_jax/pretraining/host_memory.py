@@ -1,15 +1,20 @@
 """Keep freed memory in the process, so that every step does not fault its pages in again.
 
 glibc hands large blocks back to the system as soon as they are freed. XLA's CPU client allocates
-and frees its temporary buffers (hundreds of megabytes) at every step, and the page faults of
-fresh memory took up to a third of a step in `python -m benchmarks.step`.
+and frees its temporary buffers (hundreds of megabytes) at every step, from threads of its own; the
+page faults of fresh memory took up to a third of a step's processor time.
 """
 
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER = 2**31 - 1
+# Parameters of glibc's mallopt and what they are set to.
+_SETTINGS = (
+    (-3, 2**31 - 1),  # M_MMAP_THRESHOLD: blocks up to 2 GiB come from the heap …
+    (-4, 0),  # M_MMAP_MAX: … and larger ones too
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap does not shrink
+    (-8, 1),  # M_ARENA_MAX: one heap for all threads; the others hold no large blocks
+)
 
 
 def keep_freed_memory() -> bool:
@@ -23,4 +28,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    return all([mallopt(name, value) == 1 for name, value in _SETTINGS])

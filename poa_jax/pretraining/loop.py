@@ -6,16 +6,17 @@ run that was killed and started again does the same updates as one that never st
 
 import dataclasses
 import signal
-import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from poa_jax import checkpoints, config_check
 from poa_jax import config as configs
@@ -24,20 +25,18 @@ from poa_jax.data.masking import MaskRecipe
 from poa_jax.data.pipeline import TrainPipeline
 from poa_jax.data.sources import Source, open_source
 from poa_jax.elastic.space import SearchSpace
-from poa_jax.elastic.space import draw as draw_subnet
+from poa_jax.messages import LOGGER
 from poa_jax.models import build
 from poa_jax.pretraining import parallel
+from poa_jax.pretraining import workdir as folder
+from poa_jax.pretraining.draws import DrawSequence
 from poa_jax.pretraining.host_memory import keep_freed_memory
 from poa_jax.pretraining.losses import Weights
 from poa_jax.pretraining.metrics import MetricsWriter, ProgressLine
 from poa_jax.pretraining.optimizer import make_groups, vit_rules
 from poa_jax.pretraining.schedules import Hyper, Schedules
-from poa_jax.pretraining.state import Draw, TrainState, init_state, make_draw, stack_draws
+from poa_jax.pretraining.state import TrainState, init_state
 from poa_jax.pretraining.step import Recipe, update
-
-# Keys that may differ from those a workdir was started with: they change no number of the run.
-FREE_KEYS = ("train.checkpoint_every", "train.keep_checkpoints", "train.log_every")
-FREE_SECTIONS = ("eval.", "parallel.", "data.workers", "data.prefetch", "data.max_bad_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Outcome:
     Attributes:
       step: updates done.
       stopped: True if SIGTERM ended it before its last step.
-      metrics: of the last update logged.
+      metrics: of the last update; empty if there was none to do.
     """
 
     step: int
@@ -90,16 +89,25 @@ def train(
       FileNotFoundError: for missing images.
     """
     keep_freed_memory()
+    workdir = Path(workdir)
     mesh = parallel.make_mesh()
     check(config, mesh.size)
-    workdir = Path(workdir)
-    _check_same_run(config, workdir / checkpoints.CONFIG)
+    folder.check_folder(workdir)
+    if checkpoints.has_any(workdir):
+        folder.check_same_run(config, workdir / checkpoints.CONFIG)
     source = open_source(config.data.source, config.data.split) if source is None else source
     pipeline = TrainPipeline.from_config(config, source, jax.process_index(), jax.process_count())
     workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / checkpoints.CONFIG)
-    with checkpoints.Checkpoints(workdir, config.train.keep_checkpoints) as saved:
-        return _run(config, workdir, mesh, pipeline, saved)
+    leads = jax.process_index() == 0
+    with (
+        folder.only_process(workdir) if leads else nullcontext(),
+        folder.disk_errors(workdir),
+        stopping() as must_stop,
+    ):
+        if leads:
+            configs.save(config, workdir / checkpoints.CONFIG)
+        with checkpoints.Checkpoints(workdir, config.train.keep_checkpoints) as saved:
+            return _run(config, workdir, mesh, pipeline, saved, must_stop)
 
 
 def check(config: ml_collections.ConfigDict, devices: int) -> None:
@@ -114,71 +122,56 @@ def check(config: ml_collections.ConfigDict, devices: int) -> None:
         )
 
 
-def _check_same_run(config: ml_collections.ConfigDict, saved_config: Path) -> None:
-    if not saved_config.is_file():
-        return
-    old = dict(configs.leaves(configs.restore(saved_config).to_dict()))
-    new = dict(configs.leaves(config.to_dict()))
-    changed = [
-        f"{key} (was {old[key]}, now {value})"
-        for key, value in new.items()
-        if value != old[key] and key not in FREE_KEYS and not key.startswith(FREE_SECTIONS)
-    ]
-    if changed:
-        raise ValueError(
-            f"{saved_config.parent} holds a run with another configuration: "
-            f"{'; '.join(changed)}; go on with the same values, or choose another --workdir"
-        )
-
-
-def _run(config, workdir, mesh, pipeline, saved) -> Outcome:
+def _run(config, workdir, mesh, pipeline, saved, must_stop) -> Outcome:
     space = build.space(config)
     recipe = make_recipe(config, mesh.size, space)
     state, step = _initial_state(config, recipe, mesh, pipeline, saved)
+    total = config.train.steps
+    if step == total:
+        LOGGER.info("the run in %s already did its %d steps", workdir, total)
+        return Outcome(step, False, {})
     step_fn = compile_update(config, recipe, state.params, mesh)
     draws = DrawSequence(config, space, recipe, mesh.size)
     schedules = Schedules.from_config(config)
     key = jax.random.key(config.seed + 1)
-    total = config.train.steps
-    pending = _Pending()
-    writer = MetricsWriter(workdir, resume_step=step)
-    progress = ProgressLine(total, config.train.batch_size, step=step)
-    stopped = False
-    with _sigterm() as stop, writer:
-        for number, batch, info in pipeline.iterate(step, total):
+    report = Report(config, workdir, step)
+    stopped = must_stop(step)
+    with report, closing(pipeline.iterate(step, step if stopped else total)) as batches:
+        for number, batch, info in batches:
             inputs = parallel.sharded(mesh, (batch, draws.at(number)))
             numbers = as_arrays(schedules.at(number))
             state, metrics = step_fn(state, *inputs, numbers, jax.random.fold_in(key, number))
             step = number + 1
-            metrics |= {"lr": numbers.lr, "images/unreadable": np.float32(info.num_bad)}
-            # Read the metrics of the update before this one: reading waits for the device.
-            pending.report(writer, progress, config.train.log_every, total)
-            pending.put(step, metrics)
-            stopped = stop.is_set
+            report.put(step, metrics | {"lr": numbers.lr, "images/unreadable": info.num_bad})
+            stopped = must_stop(step)
             if step % config.train.checkpoint_every == 0 or step == total or stopped:
                 # Before the save, so that a state whose loss was not finite is never saved.
-                pending.report(writer, progress, config.train.log_every, total)
+                report.flush()
                 saved.save(step, state, {"data": pipeline.get_state(), "step": step})
             if stopped:
                 break
-    progress.close()
     saved.wait()
     if stopped:
-        logging.info("stopped by SIGTERM after step %d; the same command goes on from there", step)
-    return Outcome(step, stopped and step < total, pending.last)
+        LOGGER.info("stopped by SIGTERM after step %d; the same command goes on from there", step)
+    return Outcome(step, stopped and step < total, report.last)
 
 
 def _initial_state(config, recipe, mesh, pipeline, saved) -> tuple[TrainState, int]:
+    everywhere = NamedSharding(mesh, PartitionSpec())
     make = jax.jit(
-        lambda: init_state(recipe.backbone, recipe.heads, config.model.image_size, config.seed)
+        lambda: init_state(recipe.backbone, recipe.heads, config.model.image_size, config.seed),
+        out_shardings=everywhere,
     )
-    state = parallel.replicated(mesh, make())
-    restored = saved.restore_newest(state)
+    # Shapes are enough to restore; parameters are drawn only for a run that begins.
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(make)
+    )
+    restored = saved.restore_newest(like)
     if restored is None:
-        return state, 0
+        return make(), 0
     state, meta = restored
     step = pipeline.set_state(meta["data"])
-    logging.info("going on from step %d", step)
+    LOGGER.info("going on from step %d", step)
     return state, step
 
 
@@ -189,42 +182,17 @@ def compile_update(config, recipe: Recipe, params: Any, mesh) -> Any:
     )
     groups = make_groups(params, rules)
     mean, std = tuple(config.data.mean), tuple(config.data.std)
+    # One device has nothing to average: a collective would only copy every gradient.
+    axis = parallel.AXIS if mesh.size > 1 else None
 
     def on_device(state, batch, draw, hyper, key):
         crops = {
             name: normalise(batch[name], mean, std) for name in ("global_crops", "local_crops")
         }
         batch = crops | {"masks": batch["masks"]}
-        return update(recipe, groups, state, batch, draw, hyper, key, parallel.AXIS)
+        return update(recipe, groups, state, batch, draw, hyper, key, axis)
 
     return parallel.parallel_update(on_device, mesh)
-
-
-class DrawSequence:
-    """The sub-networks of each step, one for each local device.
-
-    "per_device": every device draws from a stream of its own (the paper); "shared": all run the
-    network of stream 0.
-    """
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        space: SearchSpace,
-        recipe: Recipe,
-        devices: int,
-    ) -> None:
-        local = devices // jax.process_count()
-        first = local * jax.process_index()
-        shared = config.elastic.draw == "shared"
-        self._streams = [0 if shared else first + i for i in range(local)]
-        self._seed, self._pool, self._recipe = config.seed, space.pool, recipe
-
-    def at(self, step: int) -> Draw:
-        """Return the draws of a step, stacked over local devices."""
-        subnets = [draw_subnet(self._pool, self._seed, s, step) for s in self._streams]
-        depths = self._recipe.backbone.max_depths
-        return stack_draws([make_draw(s, self._recipe.bounds, depths) for s in subnets])
 
 
 def as_arrays(hyper: Hyper) -> Hyper:
@@ -232,49 +200,78 @@ def as_arrays(hyper: Hyper) -> Hyper:
     return jax.tree.map(lambda x: np.bool_(x) if isinstance(x, bool) else np.float32(x), hyper)
 
 
-class _Pending:
-    """Metrics of the latest update, still on the device."""
+class Report:
+    """What a run tells of itself: `metrics.jsonl`, TensorBoard, the progress line.
 
-    def __init__(self) -> None:
+    Metrics are read one update late, because reading waits for the device. Only the first process
+    writes; all of them stop on a number that is not finite.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, step: int) -> None:
+        self._every, self._total = config.train.log_every, config.train.steps
         self._waiting: tuple[int, Mapping[str, Any]] | None = None
+        self._writer, self._progress = None, None
         self.last: dict[str, float] = {}
+        if jax.process_index() == 0:
+            self._writer = MetricsWriter(workdir, resume_step=step)
+            self._progress = ProgressLine(self._total, config.train.batch_size, step=step)
 
     def put(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of an update, and report those of the one before."""
+        self.flush()
         self._waiting = step, metrics
 
-    def report(self, writer: MetricsWriter, progress: ProgressLine, every: int, total: int) -> None:
-        """Fetch what is waiting, stop on a loss that is not finite, log and show it."""
+    def flush(self) -> None:
+        """Report what is waiting.
+
+        Raises:
+          ValueError: if the loss or a gradient is not finite.
+        """
         if self._waiting is None:
             return
         step, metrics = self._waiting
         self._waiting = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(values["loss/total"]):
-            writer.write(step, values)
+        bad = [name for name in sorted(values) if not np.isfinite(values[name])]
+        if self._writer and (step % self._every == 0 or step == self._total or bad):
+            self._writer.write(step, values)
+        if bad:
+            name = "loss/total" if "loss/total" in bad else bad[0]
             raise ValueError(
-                f"the loss of step {step} is {values['loss/total']}; the run stops, and its last "
-                "checkpoint is from before. Try a smaller optimizer.base_lr or a larger batch"
+                f"{name} of step {step} is {values[name]}; the run stops, and its last checkpoint "
+                "is from before. Try a smaller optimizer.base_lr or a larger batch"
             )
         self.last = values
-        progress.update(step, {k: v for k, v in values.items() if k.startswith("loss/")})
-        if step % every == 0 or step == total:
-            writer.write(step, values)
+        if self._progress:
+            losses = {k: v for k, v in values.items() if k.startswith("loss/")}
+            self._progress.update(step, losses)
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer:
+            self._progress.close()
+            self._writer.close()
 
 
 @contextmanager
-def _sigterm() -> Iterator[types.SimpleNamespace]:
-    """Note a SIGTERM instead of dying of it; the loop looks at `is_set` after every update."""
-    flag = types.SimpleNamespace(is_set=False)
+def stopping() -> Iterator[Callable[[int], bool]]:
+    """Yield must_stop(step): whether a SIGTERM came, asked after every update.
 
-    def note(*_: object) -> None:
-        flag.is_set = True
-
+    Processes of one run must agree on the step, so with several of them jax.distributed, which
+    watches for the signal itself, is asked.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came = threading.Event()
     try:
-        before = signal.signal(signal.SIGTERM, note)
+        before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     except ValueError:  # not the main thread: the caller owns the signals
-        yield flag
+        yield lambda step: False
         return
     try:
-        yield flag
+        yield lambda step: came.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)

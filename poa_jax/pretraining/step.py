@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from poa_jax.elastic.extract import cut
+from poa_jax.elastic.extract import add_cut, cut
 from poa_jax.elastic.width import Width
 from poa_jax.models.heads import MultiHead
 from poa_jax.pretraining.losses import HeadLogits, HeadTargets, Weights, student_loss
@@ -166,14 +166,12 @@ def student_forward(
     keep: tuple[jax.Array, ...] | None,
     key: jax.Array | None,
 ) -> tuple[list[HeadLogits], jax.Array]:
-    """Run one student on all crops; return its logits and the CLS features (2, B, D) of globals."""
-    intact = width.bound == recipe.heads.width and width.active is None
-    backbone, body, heads = recipe.backbone, params["backbone"], params["heads"]
-    if not intact:
-        body = cut(body, backbone.cuts(width))
-        heads = cut(heads, recipe.heads.cuts(width))
-    large, small = backbone.resized(width.bound).apply(
-        {"params": body},
+    """Run one student on all crops; return its logits and the CLS features (2, B, D) of globals.
+
+    `params` are those of the student: whole for the intact one, cut for an elastic one.
+    """
+    large, small = recipe.backbone.resized(width.bound).apply(
+        {"params": params["backbone"]},
         [crops.global_, crops.local],
         [crops.masks, None],
         width=width,
@@ -190,7 +188,7 @@ def student_forward(
         shape = (-1, crops.images, z.shape[-1])
         return HeadLogits(local.reshape(shape), global_.reshape(shape), patch)
 
-    logits = [split(z) for z in recipe.heads.apply({"params": heads}, rows)]
+    logits = [split(z) for z in recipe.heads.apply({"params": params["heads"]}, rows)]
     return logits, large["cls"].reshape(2, crops.images, -1)
 
 
@@ -212,13 +210,15 @@ def _elastic_branch(recipe: Recipe, bound: int) -> Callable:
 
     def run(params, crops, targets, intact, draw, key, grads):
         width = Width(bound) if exact else Width(bound, draw.width)
+        cuts = {"backbone": recipe.backbone.cuts(width), "heads": recipe.heads.cuts(width)}
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             logits, cls = student_forward(recipe, params, crops, width, draw.keep, key)
             return student_loss(logits, targets, cls, crops.weight, recipe.weights, intact=intact)
 
-        (value, parts), more = jax.value_and_grad(loss, has_aux=True)(params)
-        return value, parts, jax.tree.map(jnp.add, grads, more)
+        small = cut(params, cuts)
+        (value, parts), more = jax.value_and_grad(loss, has_aux=True)(small)
+        return value, parts, add_cut(grads, more, cuts)
 
     return run
 
