@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="times each network is run")
     parser.add_argument("--drop-path", type=float, default=0.0)
-    parser.add_argument("--remat", default="none")
+    parser.add_argument("--remat", default="lean", help="see poa_jax.models.remat")
     parser.add_argument("--ways", nargs="+", choices=sorted(BOUNDS), default=["sliced", "masked"])
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--one", choices=sorted(BOUNDS), help=argparse.SUPPRESS)

@@ -9,6 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from poa_jax import config
+from poa_jax.models import build
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_BY_MAKE = ("demo", "test")
@@ -59,11 +62,38 @@ def make(*arguments, **variables):
     )
 
 
-def test_make_demo_trains_with_the_flags_it_is_given(tmp_path):
-    done = make("-n", "demo", f"VENV={tmp_path}", "DEMO_FLAGS=--config.train.steps=20")
+def test_make_demo_trains_extracts_and_evaluates_with_the_flags_it_is_given(tmp_path):
+    done = make(
+        "-n",
+        "demo",
+        f"VENV={tmp_path}",
+        "DEMO_FLAGS=--config.train.steps=20",
+        "EVAL_FLAGS=--subnets intact",
+    )
     assert done.returncode == 0, done.stderr
-    assert "train.py --config configs/demo_vit.py --workdir runs/demo" in done.stdout
-    assert "--config.train.steps=20" in done.stdout
+    train, extract, evaluate = done.stdout.splitlines()[-3:]
+    assert "train.py --config configs/demo_vit.py --workdir runs/demo" in train
+    assert train.endswith("--config.train.steps=20")
+    assert "poa-jax extract --workdir runs/demo --subnet" in extract
+    assert "eval.py --workdir runs/demo --task knn --subnets all --baselines" in evaluate
+    assert evaluate.endswith("--subnets intact")
+
+
+def test_the_demo_cuts_out_three_sizes_that_exist(tmp_path):
+    done = make("-n", "demo", f"VENV={tmp_path}")
+    (names,) = re.findall(r"--subnet (\S+)", done.stdout)
+    space = build.space(config.load(ROOT / "configs" / "demo_vit.py"))
+    small, middle, large = space.parse_many(names)
+    assert (small, large) == (space.smallest, space.intact)
+    assert small.width < middle.width < large.width
+    assert small.depths < middle.depths < large.depths
+
+
+def test_help_lists_the_targets():
+    shown = make("help").stdout
+    for target in ("demo", "test", "lint", "readme", "clean"):
+        assert f"make {target} " in shown
+    assert "PYTHON" not in shown
 
 
 def test_an_old_python_ends_in_one_sentence_and_makes_no_environment(tmp_path):

@@ -14,6 +14,8 @@ import pytest
 import tiny_run
 from PIL import Image
 
+from poa_jax import flags as command_line
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -31,6 +33,8 @@ TINY = {
     "masks.group": 4,
     "data.local_crops": 1,
 }
+# The folder's larger images would compile the update once more.
+SIZES_OF_DEMO = {"model.image_size": 28, "data.local_size": 14, "eval.resize": 28}
 # The published recipe has other sizes, and data that no test has.
 PUBLISHED = tiny_run.VALUES | {"elastic.min_width": 32, "elastic.min_depth": 6}
 SMALL_SET = ["--config.data.source=arrays:few.npz"]
@@ -47,7 +51,7 @@ RUN_HERE = {
     "poa-jax extract --workdir runs/demo --subnet smallest,intact": [],
     "python train.py --config configs/demo_vit.py --workdir runs/mine "
     "--config.data.source=folder:photos --config.model.image_size=56 "
-    "--config.data.local_size=28 --config.eval.resize=64": flags(TINY),
+    "--config.data.local_size=28 --config.eval.resize=64": flags(TINY | SIZES_OF_DEMO),
     "python eval.py --workdir runs/mine --task knn --subnets all": ["--subnets", "smallest"],
     "python train.py --config configs/vit_l16_imagenet.py --workdir runs/vit_l16": [
         *flags(PUBLISHED),
@@ -105,7 +109,12 @@ def run_all(lines, folder):
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, "commands.json"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -135,6 +144,16 @@ def test_every_command_of_the_readme_is_run_here_or_by_ci():
     ci = (ROOT / ".ci" / "run").read_text()
     for command, there in RUN_BY_CI.items():
         assert there in ci, command
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c])
+def test_the_values_in_a_command_fit_each_other(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = shlex.split(command)[2:]
+    found = command_line.parse(argv, program="train.py", description="")
+    assert found.config.train.steps > 2
+    if "photos" in command:
+        assert found.config.model.image_size == 56
 
 
 def test_the_commands_do_what_the_readme_says(outputs, clone):

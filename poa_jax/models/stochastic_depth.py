@@ -24,12 +24,10 @@ def kept_samples(batch: int, rate: float) -> int:
 
 def split_groups(x_XD: jax.Array, groups: Groups) -> list[jax.Array]:
     """Cut packed tokens (Σ B·N, D) into (B, N, D) for each group."""
-    parts, start = [], 0
-    for batch, tokens in groups:
-        part = jax.lax.slice_in_dim(x_XD, start, start + batch * tokens)
-        parts.append(part.reshape(batch, tokens, x_XD.shape[-1]))
-        start += batch * tokens
-    return parts
+    # One split, whose transpose is one concatenation; slices would each pad their gradient.
+    parts = jax.lax.split(x_XD, [batch * tokens for batch, tokens in groups], axis=0)
+    shapes = [(*group, x_XD.shape[-1]) for group in groups]
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def pack_groups(parts: Sequence[jax.Array]) -> tuple[jax.Array, Groups]:

@@ -224,13 +224,15 @@ class ViT(nn.Module):
         block = self._block
 
         def run(x: jax.Array, params: Params, block_key: Any, rate: Any) -> jax.Array:
+            # A uniform rate stays a Python number, also inside `jax.checkpoint`, which traces its
+            # arguments: it decides how many samples run.
+            rate = self.drop_path if rate is None else rate
             return block.apply({"params": params}, x, groups, width, block_key, rate)
 
         run = rematerialise(run, self.remat)
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, jax.Array | None]:
             params, runs, block_key, rate = layer
-            rate = self.drop_path if rate is None else rate
             if runs is None:
                 x = run(x, params, block_key, rate)
             else:

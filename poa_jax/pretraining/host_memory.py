@@ -28,4 +28,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all([mallopt(name, value) == 1 for name, value in _SETTINGS])
+    accepted = [mallopt(name, value) == 1 for name, value in _SETTINGS]
+    return all(accepted)

@@ -75,9 +75,7 @@ def test_several_crop_sizes_in_one_pass_equal_separate_passes(golden):
     images = [nhwc(arrays["input/img32"]), nhwc(arrays["input/img16"])]
     masks = [jnp.asarray(arrays["input/mask32"]), None]
     vit = SMALL.resized(48)
-    large, small = jax.jit(lambda p: vit.apply(p, images, masks, keep=keep, method="views"))(
-        small
-    )
+    large, small = jax.jit(lambda p: vit.apply(p, images, masks, keep=keep, method="views"))(small)
     check(large, arrays, "out/w48_d3/img32/mask")
     check(small, arrays, "out/w48_d3/img16/nomask")
 
@@ -202,3 +200,20 @@ def test_impossible_sizes_are_refused_in_one_sentence():
         SMALL.apply(params, jnp.zeros((1, 31, 32, 3)))
     with pytest.raises(ValueError, match="remat policy 'dots'"):
         SMALL.clone(remat="dots").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("remat", ["none", "lean"])
+def test_dropped_samples_are_not_computed_also_under_rematerialisation(remat):
+    images = [jnp.zeros((8, 32, 32, 3)), jnp.zeros((16, 16, 16, 3))]
+    params = jax.eval_shape(SMALL.init, jax.random.key(0), images[0])
+
+    def flops(rate):
+        vit = SMALL.clone(remat=remat, drop_path=rate)
+
+        def loss(params):
+            views = vit.apply(params, images, [None, None], key=jax.random.key(1), method="views")
+            return sum(jnp.square(v["patches"]).sum() for v in views)
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
+
+    assert flops(0.5) < 0.65 * flops(0.0)
