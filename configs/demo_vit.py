@@ -5,8 +5,8 @@
 `make demo` runs it, cuts three sizes out of the result and measures all 9 sub-networks.
 
 Hardware: 2 CPU cores. Time: about 6 minutes. The k-NN accuracy to expect of every sub-network,
-beside untrained networks and raw pixels, is in the README: `make readme` copies it from a finished demo.
-So small a network is fastest with one thread a matrix product, which `make demo` asks XLA for:
+beside untrained networks and raw pixels, is the table in the README, which `make readme` copies
+from a finished demo. So small a network is fastest with one thread a matrix product, which `make demo` asks XLA for:
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python train.py --config … --workdir …
 
@@ -16,7 +16,7 @@ Every part of the POA recipe is on. What differs from the published values, and 
     layer-wise decay: the network is 4 blocks deep.
   - A teacher that moves faster (0.95 → 0.999) and sharper targets (temperature 0.03): the run is
     100 times shorter.
-  - Larger crops, little blur, no solarisation: 28 grey pixels do not survive more.
+  - Larger crops, little blur, no solarisation: 28 grey pixels hold little to spare.
 """
 
 from poa_jax.config import default
