@@ -6,7 +6,8 @@
 
 Hardware: 2 CPU cores. Time: about 6 minutes. The k-NN accuracy to expect of every sub-network,
 beside untrained networks and raw pixels, is the table in the README, which `make readme` copies
-from a finished demo. So small a network is fastest with one thread a matrix product, which `make demo` asks XLA for:
+from a finished demo. So small a network is fastest with one thread a matrix product, which
+`make demo` asks XLA for:
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python train.py --config … --workdir …
 
