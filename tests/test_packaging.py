@@ -51,7 +51,9 @@ def test_the_package_names_its_python_and_its_jax():
 
 def make(*arguments, **variables):
     environment = {**os.environ, **variables}
-    environment.pop("MAKEFLAGS", None)
+    # Under `make test` a second make would announce the folders it enters and leaves.
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        environment.pop(name, None)
     return subprocess.run(
         ["make", *arguments],
         cwd=ROOT,
