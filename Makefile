@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 # The sizes that the demo cuts out: the smallest, one in the middle, the whole.
 SIZES_vit := smallest,w72-d3,intact
 
-# The demo's matrices are too small to share between threads: one thread trains 1.7 times as fast.
+# The demo's matrices are too small to share between threads: one thread trains faster.
 DEMO_ENV := XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
 
 .PHONY: help demo test lint readme clean python

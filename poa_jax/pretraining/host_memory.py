@@ -1,8 +1,8 @@
 """Keep freed memory in the process, so that every step does not fault its pages in again.
 
 glibc hands large blocks back to the system as soon as they are freed. XLA's CPU client allocates
-and frees its temporary buffers (hundreds of megabytes) at every step, from threads of its own; the
-page faults of fresh memory took up to a third of a step's processor time.
+and frees its temporary buffers (hundreds of megabytes) at every step, from threads of its own, and
+pays the page faults of fresh memory each time.
 """
 
 import ctypes
