@@ -44,6 +44,7 @@ class Dense(nn.Module):
       groups: 0 for a plain map, whose kernel is (in, features); else the kernel is
         (in, groups, features), so that every group (q, k, v; gate and value) is cut alike.
       dtype: type of the arithmetic; parameters are float32.
+      kernel_init: of the kernel, drawn as (in, everything else).
     """
 
     features: int
@@ -112,29 +113,39 @@ class LayerNorm(nn.Module):
 
     With a traced width the channels beyond it are zero on entry, take no part in the statistics,
     and are zero on exit because scale and bias are masked.
+
+    Attributes:
+      epsilon: added to the variance.
+      groups: 0 to normalise the last axis; else the last two, (groups, D), together, where every
+        group is cut alike.
+      dtype: of the result.
     """
 
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x_XD: jax.Array, width: Width | None = None) -> jax.Array:
         """Return the normalised array, in `dtype`."""
         d = x_XD.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (d,))
-        bias = self.param("bias", nn.initializers.zeros, (d,))
+        own = (self.groups, d) if self.groups else (d,)
+        scale = self.param("scale", nn.initializers.ones, own)
+        bias = self.param("bias", nn.initializers.zeros, own)
         x = x_XD.astype(jnp.float32)
-        lead = (1,) * (x.ndim - 1)
+        shape = (1,) * (x.ndim - len(own)) + own
+        over = tuple(range(-len(own), 0))
         if width is None or width.active is None:
-            centred = x - x.mean(-1, keepdims=True)
-            variance = jnp.square(centred).mean(-1, keepdims=True)
+            centred = x - x.mean(over, keepdims=True)
+            variance = jnp.square(centred).mean(over, keepdims=True)
         else:
-            count = width.active.astype(jnp.float32)
-            mean = x.sum(-1, keepdims=True) / count
-            centred = jnp.where(width.mask().reshape(*lead, d), x - mean, 0.0)
-            variance = jnp.square(centred).sum(-1, keepdims=True) / count
+            count = width.active.astype(jnp.float32) * max(self.groups, 1)
+            mean = x.sum(over, keepdims=True) / count
+            mask = width.mask().reshape((1,) * (x.ndim - 1) + (d,))
+            centred = jnp.where(mask, x - mean, 0.0)
+            variance = jnp.square(centred).sum(over, keepdims=True) / count
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (y * scale.reshape(*lead, d) + bias.reshape(*lead, d)).astype(self.dtype)
+        return (y * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
 
     @staticmethod
     def cuts(width: Width) -> dict[str, Cut]:

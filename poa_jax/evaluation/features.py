@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from poa_jax.data.crops import normalise
-from poa_jax.elastic.depth_tree import depth_tree
 from poa_jax.elastic.extract import cut
 from poa_jax.elastic.space import Subnet
 from poa_jax.elastic.width import Width
+from poa_jax.models.sweep import make_plan
 from poa_jax.supernet import Supernet
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -33,39 +33,42 @@ def feature_bytes() -> int:
 
 
 def by_width(
-    subnets: Iterable[Subnet], images: int, limit: int | None = None
+    subnets: Iterable[Subnet],
+    images: int,
+    limit: int | None = None,
+    feature_width: Callable[[int], int] = int,
 ) -> Iterator[tuple[int, tuple[Subnet, ...]]]:
     """Yield (width, sub-networks) so that the float32 features of each group fit into memory.
 
     Sub-networks of a group share one pass over the images; a group smaller than its width's share
     of the list means more passes, never another number. `images` counts an image once for each set
-    of parameters; `limit` is in bytes, `feature_bytes()` by default.
+    of parameters; `limit` is in bytes, `feature_bytes()` by default; `feature_width` says how wide
+    the features of a network's width are.
     """
     limit = feature_bytes() if limit is None else limit
     groups: dict[int, list[Subnet]] = {}
     for subnet in dict.fromkeys(subnets):
         groups.setdefault(subnet.width, []).append(subnet)
     for width, members in sorted(groups.items()):
-        at_once = max(1, limit // (4 * width * max(images, 1)))
+        at_once = max(1, limit // (4 * feature_width(width) * max(images, 1)))
         for start in range(0, len(members), at_once):
             yield width, tuple(members[start : start + at_once])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "mean", "std"))
-def _sweep(model, width, mean, std, params, images_u8, blocks, levels, leaves):
+def _sweep(model, width, mean, std, params, images_u8, plan):
     small = {"params": cut(params, model.cuts(Width(width)))}
     images = normalise(images_u8, mean, std)
-    nodes_SBD = model.resized(width).apply(small, images, blocks, levels, method="sweep")
-    return nodes_SBD[leaves].astype(jnp.float32)
+    return model.resized(width).apply(small, images, plan, method="sweep").astype(jnp.float32)
 
 
 def cls_features(
     net: Supernet, params: Any, subnets: Sequence[Subnet], images_u8: jax.Array
 ) -> jax.Array:
-    """Return class tokens (S, B, D) of sub-networks of one width, for uint8 images (B, H, W, 3).
+    """Return class features (S, B, D) of sub-networks of one width, for uint8 images (B, H, W, 3).
 
-    One compilation for a width and a number of depths. `params` are the supernet's, or others of
-    the same shape.
+    One compilation for a width and as many depths in each stage. `params` are the supernet's, or
+    others of the same shape.
 
     Raises:
       ValueError: for sub-networks of several widths.
@@ -73,9 +76,8 @@ def cls_features(
     widths = {s.width for s in subnets}
     if len(widths) != 1:
         raise ValueError(f"expected sub-networks of one width, got widths {sorted(widths)}")
-    tree = depth_tree([s.depths[0] for s in subnets], net.model.max_depths[0])
-    nodes = (np.asarray(x, np.int32) for x in (tree.blocks, tree.levels, tree.leaves))
-    return _sweep(net.model, widths.pop(), net.mean, net.std, params, images_u8, *nodes)
+    plan = make_plan([s.depths for s in subnets], net.model.max_depths)
+    return _sweep(net.model, widths.pop(), net.mean, net.std, params, images_u8, plan)
 
 
 def extract_features(
@@ -97,7 +99,8 @@ def extract_features(
     Returns:
       Features (P, S, n, D) float32 and labels (n,) int32, in the host's memory.
     """
-    shape = (len(all_params), len(subnets), images, subnets[0].width)
+    features = net.model.feature_width(Width(subnets[0].width)).bound
+    shape = (len(all_params), len(subnets), images, features)
     features_PSBD, labels_B = np.empty(shape, np.float32), np.empty(images, np.int32)
     done = 0
     for pixels, labels, valid in batches:

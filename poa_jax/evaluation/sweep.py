@@ -13,6 +13,7 @@ import numpy as np
 
 from poa_jax.data.sources import Source
 from poa_jax.elastic.space import Subnet
+from poa_jax.elastic.width import Width
 from poa_jax.evaluation import knn
 from poa_jax.evaluation.datasets import BANK_SPLIT, labelled_batches, open_bank_and_queries
 from poa_jax.evaluation.features import by_width, extract_features
@@ -95,7 +96,9 @@ def knn_sweep(
         say(note)
     sets = [net.params] if untrained is None else [net.params, untrained]
     records: dict[Subnet, Report] = {}
-    for width, group in by_width(subnets, len(sets) * (len(bank) + len(queries))):
+    images = len(sets) * (len(bank) + len(queries))
+    wide = lambda width: net.model.feature_width(Width(width)).bound  # noqa: E731
+    for width, group in by_width(subnets, images, feature_width=wide):
         say(f"width {width}: {len(group)} sub-networks")
         (compared, labels), (asked, true_labels) = (
             extract_features(net, sets, group, protocol.batches(source), len(source))
@@ -206,7 +209,7 @@ def evaluate(
             "std": list(net.std),
         },
         "protocol": {
-            "features": "class token after the final norm, scaled to length 1",
+            "features": "class feature after the final norm, scaled to length 1",
             "votes": "exp(cosine similarity / temperature) of the k nearest",
             "neighbours": list(protocol.neighbours),
             "temperature": protocol.temperature,

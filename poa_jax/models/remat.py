@@ -16,7 +16,7 @@ POLICIES = (
 NAMES = ("none", "full", "lean", *POLICIES)
 
 # What "lean" keeps of a block: inputs of its large products, from which the rest is cheap to redo.
-SAVED = ("qkv", "attention", "middle", "hidden")
+SAVED = ("qkv", "attention", "middle", "hidden", "conv1", "conv2", "conv3", "downsample")
 
 
 def rematerialise(fn: Callable, name: str) -> Callable:

@@ -1,11 +1,20 @@
 """The transformer block: attention, feed-forward part, and both behind stochastic depth."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from poa_jax.elastic.layers import Dense, LayerNorm, LayerScale, gelu
+from poa_jax.elastic.layers import (
+    Dense,
+    Initializer,
+    LayerNorm,
+    LayerScale,
+    gelu,
+    trunc_normal,
+)
 from poa_jax.elastic.width import Width
 from poa_jax.models.stochastic_depth import Groups, pack_groups, residual, split_groups
 
@@ -43,36 +52,43 @@ class Mlp(nn.Module):
     hidden: int
     kind: str = "gelu"
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
 
     @nn.compact
     def __call__(self, x_XD: jax.Array, out_scale: jax.Array | None = None) -> jax.Array:
         """Map tokens one by one."""
         d = x_XD.shape[-1]
+        dense = functools.partial(Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         if self.kind == "swiglu":
-            both = Dense(self.hidden, groups=2, dtype=self.dtype, name="w12")(x_XD)
-            both = checkpoint_name(both, "hidden")
+            both = checkpoint_name(dense(self.hidden, 2, name="w12")(x_XD), "hidden")
             gate, value = both[..., 0, :], both[..., 1, :]
-            return Dense(d, dtype=self.dtype, name="w3")(nn.silu(gate) * value, out_scale)
-        hidden_XF = Dense(self.hidden, dtype=self.dtype, name="fc1")(x_XD)
-        hidden_XF = gelu(checkpoint_name(hidden_XF, "hidden"))
-        return Dense(d, dtype=self.dtype, name="fc2")(hidden_XF, out_scale)
+            return dense(d, name="w3")(nn.silu(gate) * value, out_scale)
+        hidden_XF = gelu(checkpoint_name(dense(self.hidden, name="fc1")(x_XD), "hidden"))
+        return dense(d, name="fc2")(hidden_XF, out_scale)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + ls1·attention(norm1 x), then x + ls2·mlp(norm2 x)."""
+    """Pre-norm transformer block: x + ls1·attention(norm1 x), then x + ls2·mlp(norm2 x).
 
-    head_dim: int
-    hidden: int
-    mlp: str
-    layer_scale: float
+    Attributes:
+      attn: maps packed tokens, their groups, a factor on its output or None, and what `__call__`
+        is given for it, to packed tokens.
+      mlp: the feed-forward part.
+      layer_scale: initial LayerScale; 0 leaves it out.
+      epsilon: of the norms.
+      dtype: type of the arithmetic.
+    """
+
+    attn: nn.Module
+    mlp: Mlp
+    layer_scale: float = 0.0
+    epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         """Build the sub-modules."""
-        self.norm1 = LayerNorm(dtype=self.dtype)
-        self.norm2 = LayerNorm(dtype=self.dtype)
-        self.attn = Attention(self.head_dim, self.dtype)
-        self.mlp_ = Mlp(self.hidden, self.mlp, self.dtype, name="mlp")
+        self.norm1 = LayerNorm(self.epsilon, self.dtype)
+        self.norm2 = LayerNorm(self.epsilon, self.dtype)
         if self.layer_scale:
             self.ls1 = LayerScale(self.layer_scale)
             self.ls2 = LayerScale(self.layer_scale)
@@ -84,6 +100,7 @@ class Block(nn.Module):
         width: Width | None = None,
         key: jax.Array | None = None,
         rate: float | jax.Array = 0.0,
+        for_attn: tuple = (),
     ) -> jax.Array:
         """Map packed tokens; `key` turns on stochastic depth at `rate`."""
 
@@ -91,11 +108,11 @@ class Block(nn.Module):
         scales = (self.ls1(d), self.ls2(d)) if self.layer_scale else (None, None)
 
         def attend(x: jax.Array, parts: Groups) -> jax.Array:
-            return self.attn(self.norm1(x, width), parts, scales[0])
+            return self.attn(self.norm1(x, width), parts, scales[0], *for_attn)
 
         def feed_forward(x: jax.Array, parts: Groups) -> jax.Array:
             del parts
-            return self.mlp_(self.norm2(x, width), scales[1])
+            return self.mlp(self.norm2(x, width), scales[1])
 
         keys = (None, None) if key is None else jax.random.split(key)
         x_XD = residual(x_XD, attend, groups, keys[0], rate)

@@ -23,7 +23,8 @@ from poa_jax.elastic.width import Width
 from poa_jax.models.positions import resize_positions
 from poa_jax.models.remat import rematerialise
 from poa_jax.models.stochastic_depth import pack_groups, split_groups
-from poa_jax.models.transformer import Block
+from poa_jax.models.sweep import Plan, Stage, walk
+from poa_jax.models.transformer import Attention, Block, Mlp
 
 Params = Mapping[str, Any]
 
@@ -95,9 +96,10 @@ class ViT(nn.Module):
 
     @property
     def _block(self) -> Block:
-        return Block(
-            self.head_dim, self.hidden_width, self.mlp, self.layer_scale, self.dtype, parent=None
-        )
+        # Without parents: the stack of blocks is a parameter, and each block a pure function of it.
+        attn = Attention(self.head_dim, self.dtype, parent=None)
+        mlp = Mlp(self.hidden_width, self.mlp, self.dtype, parent=None)
+        return Block(attn, mlp, self.layer_scale, dtype=self.dtype, parent=None)
 
     def setup(self) -> None:
         """Create the parameters."""
@@ -171,45 +173,35 @@ class ViT(nn.Module):
             out = [{**o, "blocks": s} for o, s in zip(out, stacks, strict=True)]
         return out
 
-    def sweep(
-        self,
-        images_BHWC: jax.Array,
-        blocks_S: jax.Array,
-        levels_S: jax.Array,
-        width: Width | None = None,
-    ) -> jax.Array:
-        """Walk a tree of kept blocks (see `elastic.depth_tree`); return every node's class token.
-
-        Node s runs block `blocks_S[s]` on the output of the latest node one level up; level 0 reads
-        the embedded image. Depths that begin with the same blocks share that work.
-
-        Returns:
-          (S, B, D) class tokens after the final norm.
-        """
+    def sweep(self, images_BHWC: jax.Array, plan: Plan, width: Width | None = None) -> jax.Array:
+        """Return the class features (S, B, D) of the sub-networks of `plan`; see `sweep.walk`."""
         x_XD, groups = pack_groups([self._embed(images_BHWC, None)])
         batch, tokens = groups[0]
         block = self._block
 
-        def visit(outputs, node):
-            index, level = node
-            params = jax.tree.map(lambda x: x[index], self.blocks)
-            x = block.apply({"params": params}, outputs[level], groups, width)
-            cls = self.norm(x.reshape(batch, tokens, -1)[:, 0], width)
-            return outputs.at[level + 1].set(x), cls
+        def run(index: jax.Array, x: jax.Array) -> jax.Array:
+            params = jax.tree.map(lambda leaf: leaf[index], self.blocks)
+            return block.apply({"params": params}, x, groups, width)
 
-        start = jnp.zeros((self.depth + 1, *x_XD.shape), x_XD.dtype).at[0].set(x_XD)
-        return jax.lax.scan(visit, start, (blocks_S, levels_S))[1]
+        def finish(x: jax.Array) -> jax.Array:
+            return self.norm(x.reshape(batch, tokens, -1)[:, 0], width)
+
+        return walk([Stage(lambda x: x, run, self.depth)], finish, plan, x_XD)
 
     def normalise(self, tokens_BND: jax.Array, width: Width | None = None) -> jax.Array:
         """Apply the final norm to tokens, for example to those after a block in the middle."""
         return self.norm(tokens_BND, width)
 
-    def _embed(self, images_BHWC: jax.Array, masks_BN: jax.Array | None) -> jax.Array:
-        h, w = images_BHWC.shape[1:3]
-        if h % self.patch_size or w % self.patch_size:
+    def check_image(self, h: int, w: int) -> None:
+        """Raise ValueError for an image that this network cannot encode."""
+        if min(h, w) < 1 or h % self.patch_size or w % self.patch_size:
             raise ValueError(
                 f"an image of {h}×{w} pixels is not a multiple of the patch size {self.patch_size}"
             )
+
+    def _embed(self, images_BHWC: jax.Array, masks_BN: jax.Array | None) -> jax.Array:
+        h, w = images_BHWC.shape[1:3]
+        self.check_image(h, w)
         x_BND = self.patch_embed(images_BHWC)
         if masks_BN is not None:
             x_BND = jnp.where(masks_BN[..., None], self.mask_token[None].astype(x_BND.dtype), x_BND)
@@ -285,6 +277,16 @@ class ViT(nn.Module):
     def pick(self, params: Params, kept: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
         """Keep the named blocks of each stage."""
         return {**params, "blocks": pick_blocks(params["blocks"], kept[0])}
+
+    def feature_width(self, width: Width) -> Width:
+        """Return the width of the features of a network cut to `width`: the same."""
+        return width
+
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches that masks hide in a global crop."""
+        side = self.image_size // self.patch_size
+        return side, side
 
     @property
     def max_depths(self) -> tuple[int, ...]:

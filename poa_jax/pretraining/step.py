@@ -194,7 +194,7 @@ def student_forward(
 
 def _intact_pass(recipe, params, crops, targets, key):
     def loss(params: Params):
-        width = Width(recipe.heads.width)
+        width = Width(recipe.backbone.width)
         logits, cls = student_forward(recipe, params, crops, width, None, key)
         value, parts = student_loss(logits, targets, cls, crops.weight, recipe.weights)
         return value, (parts, logits)
@@ -210,7 +210,8 @@ def _elastic_branch(recipe: Recipe, bound: int) -> Callable:
 
     def run(params, crops, targets, intact, draw, key, grads):
         width = Width(bound) if exact else Width(bound, draw.width)
-        cuts = {"backbone": recipe.backbone.cuts(width), "heads": recipe.heads.cuts(width)}
+        features = recipe.backbone.feature_width(width)
+        cuts = {"backbone": recipe.backbone.cuts(width), "heads": recipe.heads.cuts(features)}
 
         def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             logits, cls = student_forward(recipe, params, crops, width, draw.keep, key)

@@ -20,11 +20,11 @@ from poa_jax.models.stochastic_depth import (
     split_groups,
     subset_residual,
 )
-from poa_jax.models.transformer import Block
+from poa_jax.models.transformer import Attention, Block, Mlp
 from poa_jax.models.vit import ViT
 
 TOLERANCE = {"atol": 5e-5, "rtol": 1e-4}
-BLOCK = Block(head_dim=16, hidden=192, mlp="gelu", layer_scale=1e-5)
+BLOCK = Block(Attention(head_dim=16), Mlp(hidden=192), layer_scale=1e-5)
 GROUPS = ((5, 9),)
 
 
