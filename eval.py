@@ -38,9 +38,9 @@ def main(argv: list[str]) -> None:
         # Imported late, so that a wrong flag is answered at once.
         from poa_jax import messages
         from poa_jax.evaluation import report, sweep
+        from poa_jax.host_memory import keep_freed_memory
         from poa_jax.loading import load_supernet
         from poa_jax.models import build
-        from poa_jax.pretraining.host_memory import keep_freed_memory
 
         messages.show()
         keep_freed_memory()

@@ -50,6 +50,7 @@ def get_config():
     c.data.local_scale = (0.3, 0.7)
     c.data.blur = (0.1, 0.0, 0.1)
     c.data.solarize = 0.0
+    c.data.resize = "exact"  # costs nothing at this size
     c.data.workers = 1
     c.masks.ratio = (0.25, 0.5)  # one or two of the four patches
 

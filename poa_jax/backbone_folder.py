@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poa_jax.elastic.space import Subnet
-from poa_jax.models.vit import ViT
+from poa_jax.models import build
 from poa_jax.supernet import Backbone
 
 KIND = "poa_jax static backbone"
@@ -53,7 +53,7 @@ def _describe(backbone: Backbone) -> dict[str, Any]:
     fields = {k: v for k, v in fields.items() if k not in skipped}
     return {
         "kind": KIND,
-        "family": "vit",
+        "family": build.family(model),
         "subnet": str(backbone.subnet),
         "model": fields | {"dtype": jnp.dtype(model.dtype).name},
         "mean": list(backbone.mean),
@@ -83,7 +83,9 @@ def load(path: str | os.PathLike) -> Backbone:
     flat = _read_weights(path / WEIGHTS)
     try:
         about = json.loads((path / CONFIG).read_text())
-        model = ViT(**about["model"] | {"dtype": jnp.dtype(about["model"]["dtype"])})
+        fields = {name: _hashable(value) for name, value in about["model"].items()}
+        fields["dtype"] = jnp.dtype(fields["dtype"])
+        model = build.FAMILIES[about["family"]](**fields)
         subnet = Subnet.from_name(about["subnet"])
         mean, std = tuple(about["mean"]), tuple(about["std"])
         image = jnp.zeros((1, model.image_size, model.image_size, 3))
@@ -98,6 +100,11 @@ def load(path: str | os.PathLike) -> Backbone:
         {name: jnp.asarray(array) for name, array in flat.items()}, sep="/"
     )
     return Backbone(model, params, subnet, mean, std)
+
+
+def _hashable(value: Any) -> Any:
+    """Return a JSON value with tuples for lists, as modules take them."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _read_weights(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""`poa-jax`: list the sub-networks of a run or a config file, and cut some of them out."""
+"""`poa-jax`: list the sub-networks of a run or a config file, cut some out, look after images."""
 
 import argparse
 import sys
@@ -6,14 +6,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from poa_jax import config as configs
-from poa_jax import config_check, errors, flags
+from poa_jax import config_check, data_commands, errors, flags
 
 COLUMNS = ("name", "alias", "width", "depth", "parameters", "MACs", "multiplicity")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exits with status 2 and one sentence for a user's mistake."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    try:
+        rest, overrides = flags.split_overrides(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        parser.error(str(error))
+    options = parser.parse_args(rest, argparse.Namespace(overrides=overrides))
+    if overrides and not getattr(options, "takes_overrides", False):
+        parser.error(f"unexpected argument '--config.{overrides[0]}'")
     with errors.user_errors():
         options.run(options)
     return 0
@@ -44,6 +51,7 @@ def _parser() -> flags.Parser:
         "--out", type=Path, metavar="DIR", help="holds one folder a name (default: RUN/subnets)"
     )
     extract.set_defaults(run=_extract)
+    data_commands.add_parsers(commands)
     return parser
 
 
@@ -58,9 +66,10 @@ def _list_subnets(options: argparse.Namespace) -> None:
     config_check.check(config)
     model, space = build.backbone(config), build.space(config)
     size = config.model.image_size if options.image_size is None else options.image_size
-    patch = config.model.patch_size
-    if size < patch or size % patch:
-        raise ValueError(f"--image-size {size} is not a multiple of the patch size {patch}")
+    try:
+        model.check_image(size, size)
+    except ValueError as error:
+        raise ValueError(f"--image-size {size}: {error}") from error
     print_table(COLUMNS, subnet_rows(space, model, size))
 
 

@@ -1,8 +1,9 @@
 """The configuration of a run: every key, its default, its unit; and the way in and out of it.
 
-Config files (`configs/*.py`) start from `default()` and change what differs. The values below are
-the published ViT recipe where the paper gives one (arXiv 2408.01031, appendix A).
-`config_check.check` says what is wrong with a configuration.
+Config files (`configs/*.py`) start from `default(family)` and change what differs. The values below
+are the published ViT recipe where the paper gives one (arXiv 2408.01031, appendix A); what differs
+in the other families is in `config_families`. `config_check.check` says what is wrong with a
+configuration.
 """
 
 import importlib.util
@@ -15,26 +16,40 @@ from types import ModuleType
 
 import ml_collections
 
-from poa_jax import config_values, errors
+from poa_jax import config_families, config_values, errors
 
 
-def default() -> ml_collections.ConfigDict:
-    """Return the full tree of keys with the published ViT values."""
+def default(family: str = "vit") -> ml_collections.ConfigDict:
+    """Return the full tree of keys with the published values of a family.
+
+    Keys that only other families use (`config_families.OF`) keep the value that stands here.
+
+    Raises:
+      ValueError: for an unknown family; names the nearest.
+    """
+    config_families.check_name(family)
     c = ml_collections.ConfigDict()
     c.seed = 0
 
     c.model = ml_collections.ConfigDict()
-    c.model.family = "vit"
-    c.model.image_size = 224  # pixels of a global crop; also the grid of the position table
+    c.model.family = "vit"  # "vit", "swin" or "resnet"
+    c.model.image_size = 224  # pixels of a global crop; for a ViT also the grid of its positions
     c.model.patch_size = 16
-    c.model.width = 1024  # widest sub-network = the intact network
-    c.model.depth = 24
+    # Of the widest sub-network, which is the intact one. ViT: embedding; Swin: channels of the
+    # first stage; ResNet: inner width of the blocks of the first stage.
+    c.model.width = 1024
+    c.model.depth = 24  # blocks of a ViT
+    c.model.depths = (2, 2, 18, 2)  # blocks of each stage of a Swin or ResNet
     c.model.head_dim = 64  # width of one attention head, the same in every sub-network
     c.model.mlp_ratio = 4.0
     c.model.mlp = "gelu"  # "gelu" or "swiglu"
     c.model.layer_scale = 1e-5  # initial value; 0 turns LayerScale off
-    c.model.drop_path = 0.2
-    c.model.drop_path_uniform = True  # False: grows linearly from 0 to drop_path over the blocks
+    c.model.drop_path = 0.2  # a Swin's grows linearly from 0 over the blocks
+    c.model.drop_path_uniform = True  # False: grows linearly in a ViT too
+    c.model.window = 7  # side of an attention window in tokens
+    c.model.official_patch_norm = False  # True: Swin's first norm runs over all channels, then cut
+    c.model.stem = 64  # channels of a ResNet's first convolution
+    c.model.groups = 32  # of a ResNet's group norms; must divide every width
     c.model.dtype = "float32"  # compute type; parameters, losses and targets stay float32
     c.model.remat = "none"  # name of a jax.checkpoint policy, "full" or "none"
 
@@ -42,8 +57,10 @@ def default() -> ml_collections.ConfigDict:
     c.elastic.min_width = 384
     c.elastic.width_step = 64
     c.elastic.min_depth = 12
-    c.elastic.depth_step = 1
+    c.elastic.min_depths = (2, 2, 6, 2)  # of each stage of a Swin or ResNet
+    c.elastic.depth_step = 1  # in every stage
     c.elastic.scale = 3  # the smallest network is drawn scale² times as often as the largest
+    c.elastic.weight_widths = True  # False: only shallow networks are drawn more often, not narrow
     c.elastic.width_bounds = _any_type(
         "each"
     )  # "each": slices exactly; "max": masks; or a tuple of widths
@@ -87,6 +104,9 @@ def default() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.source = "embedded"
     c.data.split = "train"
+    c.data.fingerprint = ""  # of the images; written by training, which refuses others if it is set
+    c.data.placement = "host"  # who makes crops: "host", "split" (colours: device) or "resident"
+    c.data.resident_limit = 1024  # MiB of images that "resident" may keep on every device
     c.data.local_size = 96  # pixels
     c.data.local_crops = 8
     c.data.global_scale = (0.32, 1.0)  # share of the image's area
@@ -98,9 +118,11 @@ def default() -> ml_collections.ConfigDict:
     c.data.blur = (1.0, 0.1, 0.5)  # global crop 1, global crop 2, local crops
     c.data.blur_inverted = False  # True: blur with 1 − p, as the official code does
     c.data.solarize = 0.2  # global crop 2 only
+    c.data.resize = "fast"  # or "exact": Pillow's antialiased bicubic to the last bit, but slower
     c.data.mean = (0.485, 0.456, 0.406)
     c.data.std = (0.229, 0.224, 0.225)
-    c.data.workers = 2  # threads that make batches ahead of the training step; 0: in line
+    c.data.workers = 2  # make batches ahead of the training step; 0: made one by one
+    c.data.worker_kind = "thread"  # "thread" or "process"
     c.data.prefetch = 4  # batches
     c.data.max_bad_fraction = 0.01  # unreadable images allowed, as a share of those read
 
@@ -124,6 +146,9 @@ def default() -> ml_collections.ConfigDict:
     c.eval.batch_size = 256
     c.eval.neighbours = (10, 20, 100, 200)
     c.eval.temperature = 0.07
+    for key, value in config_families.published(family).items():
+        section, leaf = key.split(".")
+        c[section][leaf] = value
     return c
 
 

@@ -2,12 +2,15 @@
 
 import ml_collections
 
-from poa_jax import config_values, errors
+from poa_jax import config_families, config_values, errors
 from poa_jax.config import default, leaves, unknown_key
 from poa_jax.models import remat
 
 CHOICES = {
-    "model.family": ("vit",),
+    "data.placement": ("host", "split", "resident"),
+    "data.resize": ("fast", "exact"),
+    "data.worker_kind": ("thread", "process"),
+    "model.family": config_families.FAMILIES,
     "model.mlp": ("gelu", "swiglu"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": remat.NAMES,
@@ -23,10 +26,15 @@ LEAST = {
     "model.patch_size": 1,
     "model.width": 1,
     "model.depth": 1,
+    "model.depths": 1,
     "model.head_dim": 1,
+    "model.window": 2,
+    "model.stem": 1,
+    "model.groups": 1,
     "elastic.min_width": 1,
     "elastic.width_step": 1,
     "elastic.min_depth": 1,
+    "elastic.min_depths": 1,
     "elastic.depth_step": 1,
     "elastic.scale": 1,
     "heads.prototypes": 2,
@@ -38,6 +46,7 @@ LEAST = {
     "data.local_size": 1,
     "data.local_crops": 0,
     "data.workers": 0,
+    "data.resident_limit": 1,
     "data.prefetch": 1,
     "masks.group": 1,
     "train.steps": 1,
@@ -104,6 +113,8 @@ def check(config: ml_collections.ConfigDict, device_count: int = 1) -> None:
     values = dict(leaves(config.to_dict()))
     _check_keys_and_types(values)
     _check_choices(values)
+    family = values["model.family"]
+    config_families.check_keys(values, dict(leaves(default(family).to_dict())))
     _check_ranges(values)
     _check_space(values)
     _check_sizes(values)
@@ -151,24 +162,26 @@ def _check_ranges(values: dict) -> None:
 
 
 def _check_space(values: dict) -> None:
-    """Which sub-networks there are: widths in whole heads, depths in whole blocks."""
-    head = values["model.head_dim"]
+    """Which sub-networks there are: widths in whole heads or groups, depths in whole blocks."""
+    name, unit = config_families.width_unit(values)
     for key in ("model.width", "elastic.min_width", "elastic.width_step"):
-        _check_multiple(values, key, head, f"model.head_dim {head}")
-    for low, high, step in (
-        ("elastic.min_width", "model.width", "elastic.width_step"),
-        ("elastic.min_depth", "model.depth", "elastic.depth_step"),
-    ):
-        if values[low] > values[high]:
-            raise ValueError(
-                f"{low} {values[low]} is above {high} {values[high]}, "
-                "which is that of the largest sub-network"
-            )
-        if (values[high] - values[low]) % values[step]:
-            raise ValueError(
-                f"{step} {values[step]} does not lead from {low} {values[low]} "
-                f"to {high} {values[high]} in whole steps"
-            )
+        _check_multiple(values, key, unit, f"{name} {unit}")
+    if values["model.family"] == "resnet":
+        _check_multiple(values, "model.stem", unit, f"{name} {unit}")
+    low, high, step = (
+        values[k] for k in ("elastic.min_width", "model.width", "elastic.width_step")
+    )
+    if low > high:
+        raise ValueError(
+            f"elastic.min_width {low} is above model.width {high}, "
+            "which is that of the largest sub-network"
+        )
+    if (high - low) % step:
+        raise ValueError(
+            f"elastic.width_step {step} does not lead from elastic.min_width {low} "
+            f"to model.width {high} in whole steps"
+        )
+    config_families.check_depths(values)
     _check_width_bounds(values)
 
 
@@ -193,15 +206,20 @@ def _widths(values: dict) -> range:
 
 
 def _check_sizes(values: dict) -> None:
-    patch = values["model.patch_size"]
-    for key in ("model.image_size", "data.local_size"):
-        _check_multiple(values, key, patch, f"model.patch_size {patch}")
+    global_unit, local_unit, named = config_families.image_units(values)
+    if global_unit == local_unit:
+        _check_multiple(values, "model.image_size", global_unit, named)
+    else:
+        what = f"{global_unit} pixels, the stride of the last map"
+        _check_multiple(values, "model.image_size", global_unit, what)
+    _check_multiple(values, "data.local_size", local_unit, named)
+    config_families.check_window(values)
     if values["eval.resize"] < values["model.image_size"]:
         raise ValueError(
             f"eval.resize {values['eval.resize']} is below model.image_size "
             f"{values['model.image_size']}, which is cropped out of the resized image"
         )
-    if values["model.mlp"] == "gelu":
+    if values["model.family"] != "resnet" and values["model.mlp"] == "gelu":
         _check_hidden(values)
 
 

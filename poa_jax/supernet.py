@@ -13,7 +13,8 @@ from poa_jax.data.crops import normalise
 from poa_jax.elastic.extract import cut
 from poa_jax.elastic.space import SearchSpace, Subnet, depth_mask, kept_blocks
 from poa_jax.elastic.width import Width
-from poa_jax.models.vit import Features, ViT
+from poa_jax.models.build import Model
+from poa_jax.models.vit import Features
 
 Params = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ class Backbone:
       mean, std: of the pixels (0..1) that images are normalised with; see `normalise`.
     """
 
-    model: ViT
+    model: Model
     params: Params
     subnet: Subnet
     mean: tuple[float, ...]
@@ -71,7 +72,7 @@ class Supernet:
       step: training steps behind the parameters.
     """
 
-    model: ViT
+    model: Model
     params: Params
     space: SearchSpace
     mean: tuple[float, ...]
@@ -125,10 +126,11 @@ class Supernet:
 
 @functools.partial(jax.jit, static_argnames=("model", "width", "kept"))
 def extract_params(
-    model: ViT, params: Params, width: int, kept: tuple[tuple[int, ...], ...]
+    model: Model, params: Params, width: int, kept: tuple[tuple[int, ...], ...]
 ) -> dict[str, Any]:
     """Cut parameters to a width and to the kept blocks of each stage."""
-    return cut(model.pick(params, kept), model.cuts(Width(width)))
+    shallow = model.resized(model.width, tuple(map(len, kept)))
+    return cut(model.pick(params, kept), shallow.cuts(Width(width)))
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -21,6 +21,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+# Files that take longest, so that no process is left alone with one of them at the end.
+LONGEST = ("test_elastic_conformance", "test_step", "test_readme", "test_resume", "test_parallel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for xdist by file, those of the conformance suite by family; longest first."""
+
+    def group(item: pytest.Item) -> str:
+        row = getattr(item, "callspec", None) and item.callspec.params.get("row")
+        return f"{item.path.stem}-{row.name}" if row else str(item.path)
+
+    def rank(item: pytest.Item) -> int:
+        return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (rank(item), group(item)))
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """`golden("losses")` holds the arrays of tests/golden/losses.npz (golden_params.load)."""

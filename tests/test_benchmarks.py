@@ -5,23 +5,31 @@ import sys
 
 import pytest
 
-from benchmarks import record, step
+from benchmarks import input_pipeline, record, step
 from poa_jax import config_check
 from poa_jax.models import build
+from poa_jax.pretraining import loop
 
 
 @pytest.mark.parametrize("bounds", list(step.BOUNDS.values()))
-def test_the_step_benchmark_times_the_stated_work(bounds):
-    config = step.work(bounds, drop_path=0.0, remat="lean")
+@pytest.mark.parametrize("family", step.NETWORKS)
+def test_the_step_benchmark_times_the_stated_work(family, bounds):
+    config = step.work(family, bounds, drop_path=0.0, remat="lean")
     config_check.check(config)
     space = build.space(config)
-    assert all(any(s.width == w and s.depths == (d,) for s in space) for w, d in step.NETWORKS)
-    assert space.intact.width == 384
-    assert space.intact.depths == (12,)
+    nets = [space.parse(name) for name in step.NETWORKS[family]]
+    if family == "vit":
+        assert str(space.intact) == "w384-d12"
+        masks = (8, 2, 64)
+    else:
+        assert (nets[0], nets[-1]) == (space.smallest, space.intact)
+        masks = (8, 2, 16)
+    macs = [step.update_macs(config, loop.make_recipe(config, 1, space), net) for net in nets]
+    assert max(macs) > macs[0] == min(macs)
     batch = step.random_batch(config)
     assert batch["global_crops"].shape == (8, 2, 64, 64, 3)
     assert batch["local_crops"].shape == (8, 4, 32, 32, 3)
-    assert batch["masks"].shape == (8, 2, 64)
+    assert batch["masks"].shape == masks
     assert batch["masks"].any()
 
 
@@ -35,3 +43,26 @@ def test_a_benchmark_file_names_machine_versions_and_command(tmp_path, monkeypat
     assert {"jax", "jaxlib", "numpy", "python"} <= set(found["versions"])
     assert "b.json" in capsys.readouterr().out
     assert record.peak_memory_mib() > 10
+
+
+def test_the_input_benchmark_measures_on_pictures_it_makes(capsys, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "_has_torch", lambda: False)
+    monkeypatch.setattr(input_pipeline, "measure_start", lambda _: pytest.fail("not asked for"))
+    monkeypatch.setattr(input_pipeline, "BATCH", 8)
+    monkeypatch.setattr(input_pipeline.os, "sched_setaffinity", lambda *_: None, raising=False)
+    options = ["--images", "2", "--rounds", "1", "--batches", "2", "--memory-batches", "4"]
+    ways = ["--ways", "host, threads", "--tables", "rate", "error", "memory"]
+    input_pipeline.main([*options, *ways])
+    out = capsys.readouterr().out
+    assert "install the extra: pip install 'poa_jax[bench]'" in out
+    assert "2 JPEGs of 500 × 375" in out
+    assert "  host, threads  " in out
+    assert "  fast  " in out
+    assert "MB after 4" in out
+    assert "torchvision  " not in out
+
+
+def test_the_input_benchmark_refuses_an_unknown_table(capsys):
+    with pytest.raises(SystemExit):
+        input_pipeline.main(["--tables", "speed"])
+    assert "invalid choice: 'speed'" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def test_macs_follow_the_image_size_and_parameters_do_not(config_file, capsys):
 def test_an_image_size_that_does_not_fit_the_patches_is_told(config_file, capsys):
     fails("subnets", "--config", config_file, "--image-size", 20)
     assert capsys.readouterr().err == (
-        "error: --image-size 20 is not a multiple of the patch size 8\n"
+        "error: --image-size 20: an image of 20×20 pixels is not a multiple of the patch size 8\n"
     )
 
 

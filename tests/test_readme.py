@@ -49,6 +49,11 @@ RUN_HERE = {
     "python eval.py --workdir runs/demo --task knn --subnets all --baselines": SMALL_SET,
     "poa-jax subnets --workdir runs/demo": [],
     "poa-jax extract --workdir runs/demo --subnet smallest,intact": [],
+    "poa-jax data check photos/train": [],
+    "poa-jax data preview --config configs/demo_vit.py --config.data.source=folder:photos": [
+        "--images",
+        "2",
+    ],
     "python train.py --config configs/demo_vit.py --workdir runs/mine "
     "--config.data.source=folder:photos --config.model.image_size=56 "
     "--config.data.local_size=28 --config.eval.resize=64": flags(TINY | SIZES_OF_DEMO),
@@ -61,6 +66,8 @@ RUN_HERE = {
 RUN_BY_CI = {
     "make demo": "make demo",
     "make test": "make lint test",
+    "make demo FAMILY=swin WORKDIR=runs/demo_swin": "make demo FAMILY=$family",
+    "make demo FAMILY=resnet WORKDIR=runs/demo_resnet": "make demo FAMILY=$family",
     "pip install '.[tpu]'": "'.[tpu]'",
     "pip install '.[cuda]'": "'.[cuda]'",
 }
@@ -167,6 +174,8 @@ def test_the_commands_do_what_the_readme_says(outputs, clone):
         assert f"| {line.split()[0]} |" in table
     for name in (subnets[0].split()[0], subnets[-1].split()[0]):
         assert (clone / "runs" / "demo" / "subnets" / name / "weights.npz").is_file()
+    assert "16 images, 16 readable, 0 not" in outputs["poa-jax data check photos/train"]
+    assert (clone / "preview" / "preview-00.png").is_file()
     assert (clone / "runs" / "mine" / "eval" / "knn.json").is_file()
     assert (clone / "runs" / "vit_l16" / "checkpoints" / "2").is_dir()
 

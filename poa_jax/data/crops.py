@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from poa_jax.data import photometric
+from poa_jax import errors
+from poa_jax.data import photometric, resize
 from poa_jax.data.photometric import Photometric
 
 CROP_TRIES = 10
 LOG_ASPECT = math.log(4 / 3)  # width / height is log-uniform between 3/4 and 4/3
-_CROP_UNIFORMS = 2 * CROP_TRIES + 2  # (area, aspect) of every try, then top, left
-_VIEW_UNIFORMS = _CROP_UNIFORMS + 1 + photometric.UNIFORMS  # and the flip
+CROP_UNIFORMS = 2 * CROP_TRIES + 2  # (area, aspect) of every try, then top, left
+_VIEW_UNIFORMS = CROP_UNIFORMS + 1 + photometric.UNIFORMS  # and the flip
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class CropRecipe:
 
     `blur` holds the probabilities of global crop 1, global crop 2 and local crops; with
     `blur_inverted` each p means 1 − p, as in the official code. `solarize` is for global crop 2.
+    `resize` is one of `poa_jax.data.resize.WAYS`.
     """
 
     global_size: int
@@ -41,6 +44,7 @@ class CropRecipe:
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     blur_inverted: bool = False
     solarize: float = 0.2
+    resize: str = "fast"
 
     def __post_init__(self):
         if self.global_size < 1 or self.local_size < 1 or self.local_crops < 0:
@@ -68,6 +72,8 @@ class CropRecipe:
                 "jitter_strength must be 0 or more, and at most 0.5 for hue; "
                 f"got {self.jitter_strength}"
             )
+        if self.resize not in resize.WAYS:
+            raise ValueError(errors.unknown("value of data.resize:", self.resize, resize.WAYS))
 
     @classmethod
     def from_config(cls, config: Any) -> "CropRecipe":
@@ -86,6 +92,7 @@ class CropRecipe:
             blur=tuple(d.blur),
             blur_inverted=d.blur_inverted,
             solarize=d.solarize,
+            resize=d.resize,
         )
 
     def blur_probability(self, kind: int) -> float:
@@ -107,20 +114,25 @@ class View:
 
 
 def make_crops(
-    rng: np.random.Generator, image: np.ndarray, recipe: CropRecipe
+    rng: np.random.Generator, image: np.ndarray, recipe: CropRecipe, colours: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut all views of one image.
 
     `image` is uint8 (H, W, 3). Returns uint8 (2, S, S, 3) and (n, s, s, 3) for the recipe's sizes
-    S and s; the draws take a fixed amount of `rng` whatever they turn out to be.
+    S and s; the draws take a fixed amount of `rng` whatever they turn out to be. Without `colours`
+    the same boxes are cut, resized and flipped, and nothing else.
     """
     views = draw_views(rng, recipe, *image.shape[:2])
-    picture = Image.fromarray(image[..., 0] if is_grey(image) else image)
+    pixels = np.ascontiguousarray(image[..., 0] if is_grey(image) else image)
     big, small = recipe.global_size, recipe.local_size
     global_crops = np.empty((2, big, big, 3), np.uint8)
     local_crops = np.empty((recipe.local_crops, small, small, 3), np.uint8)
     for slot, view in zip((*global_crops, *local_crops), views, strict=True):
-        slot[...] = render(picture, view)
+        crop = cut_view(pixels, view, recipe.resize)
+        if colours:
+            slot[...] = photometric.apply_photometric(crop, view.colours)
+        else:
+            slot[...] = crop if crop.ndim == 3 else crop[..., None]
     return global_crops, local_crops
 
 
@@ -142,15 +154,15 @@ def draw_views(rng: np.random.Generator, recipe: CropRecipe, height: int, width:
         if kind == 2:
             size, scale = recipe.local_size, recipe.local_scale
         colours = photometric.draw_photometric(
-            u[_CROP_UNIFORMS + 1 :],
+            u[CROP_UNIFORMS + 1 :],
             recipe.jitter,
             recipe.jitter_strength,
             recipe.grayscale,
             recipe.blur_probability(kind),
             recipe.solarize if kind == 1 else 0.0,
         )
-        box = crop_box(u[:_CROP_UNIFORMS], height, width, scale)
-        views.append(View(*box, size, u[_CROP_UNIFORMS] < recipe.flip, colours))
+        box = crop_box(u[:CROP_UNIFORMS], height, width, scale)
+        views.append(View(*box, size, u[CROP_UNIFORMS] < recipe.flip, colours))
     return views
 
 
@@ -176,33 +188,22 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def render(picture: Image.Image, view: View) -> np.ndarray:
-    """Make one view of a picture (mode "RGB" or "L"); returns uint8 (size, size, 3)."""
-    crop = cut(picture, view.top, view.left, view.height, view.width, view.size)
-    if view.flip:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return photometric.apply_photometric(crop, view.colours)
+def cut_view(pixels: np.ndarray, view: View, way: str) -> np.ndarray:
+    """Cut, resize and flip one view of uint8 (H, W) or (H, W, 3), its colours untouched."""
+    crop = resize.cut(pixels, view.top, view.left, view.height, view.width, view.size, way)
+    return cv2.flip(crop, 1) if view.flip else crop
 
 
-def cut(
-    picture: Image.Image, top: int, left: int, height: int, width: int, size: int
-) -> Image.Image:
-    """Cut a box and resize it to size × size, bicubic with antialiasing."""
-    # Not resize(box=...): that lets pixels outside the box into the filter.
-    box = picture.crop((left, top, left + width, top + height))
-    return box.resize((size, size), Image.Resampling.BICUBIC)
+def resize_centre_crop(image: np.ndarray, shorter: int, crop: int) -> np.ndarray:
+    """Resize the shorter side to `shorter` pixels (bicubic), then cut the central crop × crop.
 
-
-def resize_centre_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
-    """Resize the shorter side to `resize` pixels (bicubic), then cut the central crop × crop.
-
-    `image` is uint8 (H, W, 3); returns uint8 (crop, crop, 3). Raises ValueError if crop > resize.
+    `image` is uint8 (H, W, 3); returns uint8 (crop, crop, 3). Raises ValueError if crop > shorter.
     """
-    if not 0 < crop <= resize:
-        raise ValueError(f"the centre crop of {crop} pixels must fit in the resize of {resize}")
+    if not 0 < crop <= shorter:
+        raise ValueError(f"the centre crop of {crop} pixels must fit in the resize of {shorter}")
     height, width = image.shape[:2]
     short = min(height, width)
-    new_h, new_w = resize * height // short, resize * width // short
+    new_h, new_w = shorter * height // short, shorter * width // short
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture = picture.resize((new_w, new_h), Image.Resampling.BICUBIC)
     top, left = round((new_h - crop) / 2), round((new_w - crop) / 2)

@@ -6,10 +6,12 @@ image lies in a sub-folder, the first-level sub-folders are the classes, in alph
 """
 
 import hashlib
+import io
 import os
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -17,6 +19,10 @@ from poa_jax import errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_FOLDERS = ("test", "val", "validation")
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_TAIL = 64  # bytes at the end of a JPEG that may hold its end marker
+MAX_PIXELS = 89_478_485  # a decompression bomb beyond, as Pillow has it: 256 MiB in three channels
 
 
 class UnreadableImage(Exception):
@@ -25,6 +31,9 @@ class UnreadableImage(Exception):
     def __init__(self, path: str, reason: str):
         super().__init__(f"cannot read image {path}: {reason}")
         self.path, self.reason = path, reason
+
+    def __reduce__(self):  # so that it can come out of a worker process
+        return type(self), (self.path, self.reason)
 
 
 class FolderSource:
@@ -56,8 +65,11 @@ class FolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int | None]:
-        path = self._files[index][0]
-        return read_image(self._root / path), self._label.get(path.split("/", 1)[0])
+        return read_image(self._root / self._files[index][0]), self.label(index)
+
+    def label(self, index: int) -> int | None:
+        """Return the label of file `index` without reading it."""
+        return self._label.get(self._files[index][0].split("/", 1)[0])
 
     def name(self, index: int) -> str:
         """Return the path of file `index`."""
@@ -102,36 +114,82 @@ def _split_root(path: Path, split: str) -> Path:
 
 
 def _image_files(root: Path) -> list[tuple[str, int]]:
-    """Return sorted (relative path, size) of all image files below `root`, hidden ones left out."""
+    """Return sorted (relative path, size) of all image files below `root`, hidden ones left out.
+
+    One directory listing a folder and one `stat` a file, so that large folders open in seconds.
+    """
     found = []
-    seen = set()  # real paths of folders: a link that leads back up must not loop for ever
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    seen = set()  # of folders: a link that leads back up must not loop for ever
+    folders = [("", os.fspath(root))]
+    while folders:
+        inside, folder = folders.pop()
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                full = Path(folder, name)
-                # A dangling link counts as an image of size 0: it fails, visibly, when it is read.
-                size = full.stat().st_size if full.exists() else 0
-                found.append((full.relative_to(root).as_posix(), size))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append((f"{inside}{entry.name}/", entry.path))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    found.append((inside + entry.name, _size(entry)))
     return sorted(found)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode one file to uint8 (H, W, 3), upright (EXIF orientation applied).
+def _size(entry: os.DirEntry) -> int:
+    """Return bytes; a dangling link counts as empty: it fails, visibly, when it is read."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
-    Grey, palette and CMYK images are converted, alpha is dropped, 16-bit grey is cut to 8 bits.
-    Raises `UnreadableImage`.
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode one file to uint8 (H, W, 3); see `decode_image`. Raises `UnreadableImage`."""
+    return decode_image(path, str(path))
+
+
+def decode_image(file: Path | bytes, name: str) -> np.ndarray:
+    """Decode a file or its bytes to uint8 (H, W, 3), upright (EXIF orientation applied).
+
+    The content decides the format, not the suffix. Grey, palette and CMYK images are converted,
+    alpha is dropped, 16-bit grey is cut to 8 bits. Raises `UnreadableImage`, for more than
+    `MAX_PIXELS` too; `name` is what it calls the image.
     """
     try:
-        with Image.open(path) as image:
+        content = file if isinstance(file, bytes) else file.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} × {image.height} pixels are more than the {MAX_PIXELS:,} "
+                    "that an image may have"
+                )
+            if _is_plain_jpeg(image, content):
+                return cv2.imdecode(np.frombuffer(content, np.uint8), _AS_STORED)
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, …
-        raise UnreadableImage(str(path), str(error) or type(error).__name__) from error
+        raise UnreadableImage(name, _reason(error)) from error
+
+
+def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
+    """Whether OpenCV gives the same pixels in less time.
+
+    It passes a JPEG that is cut off as a whole one, so the end marker must be there.
+    """
+    return (
+        image.format == "JPEG"
+        and image.mode == "RGB"
+        and image.getexif().get(ORIENTATION, 1) == 1
+        and content.rfind(b"\xff\xd9", len(content) - _TAIL) >= 0
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from poa_jax import config_families
+from poa_jax.config import leaves
+
 MIN_BLOCK = 4  # patches a block aims at, at least, unless fewer are left to mask
 LOG_ASPECT = math.log(1 / 0.3)  # height / width of a block is log-uniform between 0.3 and 1/0.3
 MAX_SHARE = 0.5  # largest block, as a share of the grid
@@ -45,11 +48,12 @@ class MaskRecipe:
     @classmethod
     def from_config(cls, config: Any) -> "MaskRecipe":
         """Read the recipe from the `model` and `masks` keys of a run's configuration."""
-        size, patch = config.model.image_size, config.model.patch_size
+        size = config.model.image_size
+        patch = config_families.mask_patch(dict(leaves(config.to_dict())))
         if size % patch:
             raise ValueError(
-                f"model.image_size {size} is not a multiple of model.patch_size {patch}; "
-                f"the nearest is {max(1, round(size / patch)) * patch}"
+                f"model.image_size {size} is not a multiple of the {patch} pixels of a mask's "
+                f"squares; the nearest is {max(1, round(size / patch)) * patch}"
             )
         m = config.masks
         grid = (size // patch, size // patch)

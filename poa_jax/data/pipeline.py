@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from poa_jax import errors
 from poa_jax.data.crops import CropRecipe, make_crops, resize_centre_crop
 from poa_jax.data.folder import UnreadableImage
 from poa_jax.data.health import BatchInfo, Health, listed
@@ -20,6 +21,7 @@ from poa_jax.data.prefetch import in_order
 from poa_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
+PLACEMENTS = ("host", "split", "resident")  # values of data.placement
 _ORDER, _CROPS, _MASKS = range(3)  # purposes of random streams
 
 
@@ -27,8 +29,16 @@ class TrainPipeline:
     """The batches of one process.
 
     `batch_size` is the global number of images B; this process makes rows
-    [B·p/P, B·(p+1)/P) for p = `process_index`, P = `process_count`. `workers` threads keep up to
-    `prefetch` batches ready; 0 makes each batch when it is asked for.
+    [B·p/P, B·(p+1)/P) for p = `process_index`, P = `process_count`. `workers` threads or processes
+    (`worker_kind`) keep up to `prefetch` batches ready; 0 makes each batch when it is asked for.
+
+    `placement` says what a batch holds beside masks (b, 2, N), bool, for b = `len(rows)`:
+
+    | placement | what is left for the device | arrays |
+    |---|---|---|
+    | host | nothing | global_crops (b, 2, S, S, 3), local_crops (b, n, s, s, 3), uint8 |
+    | split | colours | the same, cut and flipped only; sample (b, 2): step and row, int32 |
+    | resident | everything | image (b,): index into the source, int32; sample as above |
 
     An unreadable image is replaced by the next readable one of the source, named once in the log
     and counted; too many of them end the iteration with a ValueError (`health.Health`).
@@ -47,17 +57,22 @@ class TrainPipeline:
         process_index: int = 0,
         process_count: int = 1,
         workers: int = 2,
+        worker_kind: str = "thread",
         prefetch: int = 4,
         max_bad_fraction: float = 0.01,
+        placement: str = "host",
     ):
         _check_sizes(batch_size, seed, process_index, process_count, masks.group)
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction must be from 0 to 1; got {max_bad_fraction}")
+        if placement not in PLACEMENTS:
+            raise ValueError(errors.unknown("value of data.placement:", placement, PLACEMENTS))
         self.source, self.crops, self.masks = source, crops, masks
+        self.placement = placement
         self.batch_size, self.seed = batch_size, seed
         local = batch_size // process_count
         self.rows = range(local * process_index, local * (process_index + 1))
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.worker_kind, self.prefetch = workers, worker_kind, prefetch
         self._health = Health(source, max_bad_fraction)
         self._next_step = 0
 
@@ -75,16 +90,29 @@ class TrainPipeline:
             process_index=process_index,
             process_count=process_count,
             workers=config.data.workers,
+            worker_kind=config.data.worker_kind,
             prefetch=config.data.prefetch,
             max_bad_fraction=config.data.max_bad_fraction,
+            placement=config.data.placement,
         )
 
     def batch_at(self, step: int) -> tuple[Batch, BatchInfo]:
         """Return this process's rows of the batch of `step`, and what was read for it.
 
-        The batch holds global_crops (b, 2, S, S, 3) and local_crops (b, n, s, s, 3), uint8, and
-        masks (b, 2, N), bool, for b = `len(self.rows)`. A pure function: no state is touched.
+        A pure function: no state is touched.
         """
+        if self.placement == "resident":
+            first = step * self.batch_size
+            batch = {"image": np.array([self._index(first + row) for row in self.rows], np.int32)}
+            bad = []
+        else:
+            batch, bad = self._crops(step)
+        if self.placement != "host":
+            batch["sample"] = np.array([(step, row) for row in self.rows], np.int32)
+        batch["masks"] = self._masks(step)
+        return batch, BatchInfo(len(self.rows) + len(bad), tuple(bad))
+
+    def _crops(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
         c, b = self.crops, len(self.rows)
         global_crops = np.empty((b, 2, c.global_size, c.global_size, 3), np.uint8)
         local_crops = np.empty((b, c.local_crops, c.local_size, c.local_size, 3), np.uint8)
@@ -92,27 +120,29 @@ class TrainPipeline:
         for i, row in enumerate(self.rows):
             image = self._read(self._index(step * self.batch_size + row), bad)
             rng = generator(self.seed, _CROPS, step, row)
-            global_crops[i], local_crops[i] = make_crops(rng, image, c)
-        batch = {
-            "global_crops": global_crops,
-            "local_crops": local_crops,
-            "masks": self._masks(step),
-        }
-        return batch, BatchInfo(b + len(bad), tuple(bad))
+            global_crops[i], local_crops[i] = make_crops(rng, image, c, self.placement == "host")
+        return {"global_crops": global_crops, "local_crops": local_crops}, bad
 
     def iterate(self, start: int, stop: int) -> Iterator[tuple[int, Batch, BatchInfo]]:
-        """Yield (step, batch, info) for start ≤ step < stop, made ahead by the worker threads."""
+        """Yield (step, batch, info) for start ≤ step < stop, made ahead by the workers.
+
+        Raises ValueError for too many unreadable images, and when worker processes keep dying.
+        """
         for step, (batch, info) in in_order(
-            self.batch_at, start, stop, self.workers, self.prefetch
+            self.batch_at, start, stop, self.workers, self.prefetch, self.worker_kind
         ):
             self._health.record(info)
             self._next_step = step + 1
             yield step, batch, info
 
-    def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on exactly: the next step and its terms."""
+    def get_state(self, next_step: int | None = None) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on exactly: the next step and its terms.
+
+        `next_step` is the one after the last that was used, where batches are taken ahead of their
+        use; by default the one after the last that `iterate` yielded.
+        """
         return {
-            "next_step": self._next_step,
+            "next_step": self._next_step if next_step is None else next_step,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "source": self.source.fingerprint,

@@ -18,9 +18,9 @@ import numpy as np
 
 from poa_jax import errors
 from poa_jax.data.folder import open_folder
-from poa_jax.data.tfds_source import open_tfds
+from poa_jax.data.tfds_source import open_array_record, open_tfds
 
-KINDS = ("embedded", "fashion-mnist", "tfds", "folder", "arrays")
+KINDS = ("embedded", "fashion-mnist", "tfds", "folder", "arrays", "array_record")
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"  # Debian package dataset-fashion-mnist
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -129,6 +129,7 @@ def open_source(spec: str, split: str = "train") -> Source:
     | `fashion-mnist[:FOLDER]` | the four idx.gz files of Debian's `dataset-fashion-mnist` |
     | `folder:PATH` | every image file below PATH; see `poa_jax.data.folder` for splits and labels |
     | `tfds:NAME` | a TFDS data set that is already prepared in the array_record format |
+    | `array_record:DIR` | what `poa-jax data prepare` wrote, or any prepared folder of TFDS |
     | `arrays:FILE.npz` | keys `images` and, if wanted, `labels`; for "test" `test_images`, … |
 
     Raises ValueError for an unknown spec or split, FileNotFoundError for missing or empty data.
@@ -143,17 +144,27 @@ def open_source(spec: str, split: str = "train") -> Source:
     if kind == "fashion-mnist":
         return _open_fashion_mnist(Path(rest or FASHION_MNIST_FOLDER).expanduser(), split)
     if not rest:
-        wanted = {"tfds": "tfds:NAME", "folder": "folder:PATH", "arrays": "arrays:FILE.npz"}[kind]
+        wanted = {
+            "tfds": "tfds:NAME",
+            "folder": "folder:PATH",
+            "arrays": "arrays:FILE.npz",
+            "array_record": "array_record:DIR",
+        }[kind]
         raise ValueError(f"data source {spec!r} is not complete, expected {wanted!r}")
     if kind == "folder":
         return open_folder(Path(rest).expanduser(), split)
     if kind == "tfds":
         return open_tfds(rest, split)
+    if kind == "array_record":
+        return open_array_record(Path(rest).expanduser(), split)
     return _open_arrays(Path(rest).expanduser(), split)
 
 
 def _unknown_kind(spec: str, kind: str) -> str:
-    expected = "embedded, fashion-mnist[:FOLDER], tfds:NAME, folder:PATH or arrays:FILE.npz"
+    expected = (
+        "embedded, fashion-mnist[:FOLDER], tfds:NAME, folder:PATH, array_record:DIR or "
+        "arrays:FILE.npz"
+    )
     message = f"unknown data source {spec!r}, expected {expected}"
     if Path(spec).expanduser().is_dir():
         return f"{message}; for this folder write 'folder:{spec}'"

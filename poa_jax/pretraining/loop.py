@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from poa_jax import checkpoints, config_check
 from poa_jax import config as configs
-from poa_jax.data.crops import normalise
+from poa_jax.data import placement
+from poa_jax.data.feed import Feed
 from poa_jax.data.masking import MaskRecipe
 from poa_jax.data.pipeline import TrainPipeline
 from poa_jax.data.sources import Source, open_source
 from poa_jax.elastic.space import SearchSpace
+from poa_jax.host_memory import keep_freed_memory
 from poa_jax.messages import LOGGER
 from poa_jax.models import build
 from poa_jax.pretraining import parallel
 from poa_jax.pretraining import workdir as folder
 from poa_jax.pretraining.draws import DrawSequence
-from poa_jax.pretraining.host_memory import keep_freed_memory
 from poa_jax.pretraining.losses import Weights
 from poa_jax.pretraining.metrics import MetricsWriter, ProgressLine
-from poa_jax.pretraining.optimizer import make_groups, vit_rules
+from poa_jax.pretraining.optimizer import make_groups
+from poa_jax.pretraining.param_rules import rules_for
 from poa_jax.pretraining.schedules import Hyper, Schedules
 from poa_jax.pretraining.state import TrainState, init_state
 from poa_jax.pretraining.step import Recipe, update
@@ -96,6 +98,7 @@ def train(
     if checkpoints.has_any(workdir):
         folder.check_same_run(config, workdir / checkpoints.CONFIG)
     source = open_source(config.data.source, config.data.split) if source is None else source
+    config = with_fingerprint(config, source)
     pipeline = TrainPipeline.from_config(config, source, jax.process_index(), jax.process_count())
     workdir.mkdir(parents=True, exist_ok=True)
     leads = jax.process_index() == 0
@@ -122,6 +125,23 @@ def check(config: ml_collections.ConfigDict, devices: int) -> None:
         )
 
 
+def with_fingerprint(
+    config: ml_collections.ConfigDict, source: Source
+) -> ml_collections.ConfigDict:
+    """Return `config` with the fingerprint of its images, which becomes part of the run's record.
+
+    Raises:
+      ValueError: if it names another one.
+    """
+    wanted, found = config.data.fingerprint, source.fingerprint
+    if wanted not in ("", found):
+        raise ValueError(
+            f"data.fingerprint is {wanted}, but the images of {config.data.source} have {found}: "
+            "they are not the same images in the same order"
+        )
+    return configs.override(config, [f"data.fingerprint={found}"])
+
+
 def _run(config, workdir, mesh, pipeline, saved, must_stop) -> Outcome:
     space = build.space(config)
     recipe = make_recipe(config, mesh.size, space)
@@ -136,18 +156,28 @@ def _run(config, workdir, mesh, pipeline, saved, must_stop) -> Outcome:
     key = jax.random.key(config.seed + 1)
     report = Report(config, workdir, step)
     stopped = must_stop(step)
-    with report, closing(pipeline.iterate(step, step if stopped else total)) as batches:
-        for number, batch, info in batches:
-            inputs = parallel.sharded(mesh, (batch, draws.at(number)))
+    cut = placement.cutter(config, pipeline.source, mesh, parallel.AXIS)
+    feed = Feed(
+        pipeline.iterate(step, step if stopped else total),
+        lambda batch: parallel.sharded(mesh, batch),
+    )
+    metrics = None
+    with report, feed:
+        while (item := feed.take(metrics)) is not None:
+            number, batch, info, waited = item
+            draw = parallel.sharded(mesh, draws.at(number))
             numbers = as_arrays(schedules.at(number))
-            state, metrics = step_fn(state, *inputs, numbers, jax.random.fold_in(key, number))
+            # Not in the feed's thread: all processes must start programs in the same order.
+            batch = cut(batch)
+            state, metrics = step_fn(state, batch, draw, numbers, jax.random.fold_in(key, number))
             step = number + 1
-            report.put(step, metrics | {"lr": numbers.lr, "images/unreadable": info.num_bad})
+            told = {"lr": numbers.lr, "images/unreadable": info.num_bad, "data_wait": waited}
+            report.put(step, metrics | told)
             stopped = must_stop(step)
             if step % config.train.checkpoint_every == 0 or step == total or stopped:
                 # Before the save, so that a state whose loss was not finite is never saved.
                 report.flush()
-                saved.save(step, state, {"data": pipeline.get_state(), "step": step})
+                saved.save(step, state, {"data": pipeline.get_state(step), "step": step})
             if stopped:
                 break
     saved.wait()
@@ -177,20 +207,16 @@ def _initial_state(config, recipe, mesh, pipeline, saved) -> tuple[TrainState, i
 
 def compile_update(config, recipe: Recipe, params: Any, mesh) -> Any:
     """Return the jitted update (state, batch, draws, hyper, key) → (state, metrics)."""
-    rules = vit_rules(
-        recipe.backbone.depth, config.optimizer.layer_decay, config.optimizer.patch_embed_lr
+    rules = rules_for(
+        recipe.backbone, config.optimizer.layer_decay, config.optimizer.patch_embed_lr
     )
     groups = make_groups(params, rules)
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    prepare = placement.device_part(config)
     # One device has nothing to average: a collective would only copy every gradient.
     axis = parallel.AXIS if mesh.size > 1 else None
 
     def on_device(state, batch, draw, hyper, key):
-        crops = {
-            name: normalise(batch[name], mean, std) for name in ("global_crops", "local_crops")
-        }
-        batch = crops | {"masks": batch["masks"]}
-        return update(recipe, groups, state, batch, draw, hyper, key, axis)
+        return update(recipe, groups, state, prepare(batch), draw, hyper, key, axis)
 
     return parallel.parallel_update(on_device, mesh)
 

@@ -1,7 +1,7 @@
 """AdamW in parameter groups, clipping by module, and the moving average that is the teacher.
 
-A group is what an ordered list of (pattern, value) says about each parameter: `vit_rules` holds the
-lists of the published recipe (arXiv 2408.01031, appendix A), `make_groups` applies them to a tree.
+A group is what an ordered list of (pattern, value) says about each parameter: `param_rules` holds
+the lists of the published recipes, `make_groups` applies them to a tree.
 """
 
 import dataclasses
@@ -39,42 +39,6 @@ class Groups:
     weight_decay: Any
     last_layer: Any
     module: Any
-
-
-def vit_rules(depth: int, layer_decay: float, patch_embed_lr: float) -> Rules:
-    """Return the rules of a ViT of `depth` blocks with its heads.
-
-    Block i learns at layer_decay^(depth − i), what comes before the blocks at
-    layer_decay^(depth + 1), the patch embedding `patch_embed_lr` times that, the final norm and the
-    heads at 1. Biases, norms and LayerScale have no weight decay; tokens, the position table and
-    both parts of the weight-normalised last layers do.
-    """
-    stem = layer_decay ** (depth + 1)
-    return Rules(
-        lr=[
-            (r"backbone/patch_embed/.*", stem * patch_embed_lr),
-            (r"backbone/(cls_token|pos_embed|mask_token)", stem),
-            (r"backbone/blocks/.*", tuple(layer_decay ** (depth - i) for i in range(depth))),
-            (r"backbone/norm/.*", 1.0),
-            *HEAD_RULES.lr,
-        ],
-        weight_decay=[
-            (r"backbone/.*/(bias|scale|gamma)", 0.0),
-            (r"backbone/.*", 1.0),
-            *HEAD_RULES.weight_decay,
-        ],
-        last_layer=[(r"backbone/.*", False), *HEAD_RULES.last_layer],
-        module=[(r"backbone/.*", "backbone"), *HEAD_RULES.module],
-    )
-
-
-# The heads are the same whatever backbone they stand on.
-HEAD_RULES = Rules(
-    lr=[(r"heads/.*", 1.0)],
-    weight_decay=[(r"heads/.*/bias", 0.0), (r"heads/.*", 1.0)],
-    last_layer=[(r"heads/[^/]+/last_layer/.*", True), (r"heads/.*", False)],
-    module=[(r"heads/.*", "heads")],
-)
 
 
 def match(params: Any, rules: Sequence[Rule]) -> Any:

@@ -15,13 +15,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from poa_jax.elastic.extract import add_cut, cut
 from poa_jax.elastic.width import Width
 from poa_jax.models.heads import MultiHead
+from poa_jax.models.protocol import ElasticBackbone
 from poa_jax.pretraining.losses import HeadLogits, HeadTargets, Weights, student_loss
 from poa_jax.pretraining.optimizer import Groups, adamw_step, ema
 from poa_jax.pretraining.schedules import Hyper
@@ -50,7 +50,7 @@ class Recipe:
       clip: largest gradient norm of a module; 0 turns clipping off.
     """
 
-    backbone: nn.Module
+    backbone: ElasticBackbone
     heads: MultiHead
     bounds: tuple[int, ...]
     widths: tuple[int, ...]

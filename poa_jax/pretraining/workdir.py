@@ -13,7 +13,15 @@ from poa_jax import config as configs
 LOCK = ".lock"
 # Keys that may differ from those a workdir was started with: they change no number of the run.
 FREE_KEYS = ("train.checkpoint_every", "train.keep_checkpoints", "train.log_every")
-FREE_SECTIONS = ("eval.", "parallel.", "data.workers", "data.prefetch", "data.max_bad_fraction")
+FREE_SECTIONS = (
+    "eval.",
+    "parallel.",
+    "data.worker",  # data.workers and data.worker_kind
+    "data.prefetch",
+    "data.max_bad_fraction",
+    "data.resident_limit",
+    "data.fingerprint",  # the checkpoint's data position knows its images
+)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 

@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from augment_statistics import (
+    MEAN,
+    OFFICIAL,
+    STD,
+    VIEWS,
+    assert_official_pixels,
+    assert_same_distribution,
+    assert_same_mean,
+)
 from PIL import Image
 
 from poa_jax import config
-from poa_jax.data import crops
+from poa_jax.data import crops, photometric, resize
 from poa_jax.data.crops import CropRecipe
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFICIAL = CropRecipe(32, 16, 8, blur_inverted=True)
-VIEWS = ("global1", "global2", "local")
 DRAWS = 1500  # images; 12000 local crops
 
 
@@ -42,28 +48,12 @@ def drawn(augment):
     return {v: (views[v], np.concatenate(pixels[v])) for v in VIEWS}
 
 
-def assert_same_mean(ours, theirs_mean, theirs_std, theirs_n):
-    """Each column's mean within 4 standard errors (of a difference of two samples)."""
-    ours = np.asarray(ours, np.float64)
-    error = np.sqrt(ours.std(axis=0) ** 2 / len(ours) + np.asarray(theirs_std) ** 2 / theirs_n)
-    z = (ours.mean(axis=0) - theirs_mean) / error
-    assert np.abs(z).max() < 4, z
-
-
-def assert_same_distribution(ours, theirs):
-    """Means, and standard deviations with an error from the fourth moments."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert_same_mean(ours, theirs.mean(axis=0), theirs.std(axis=0), len(theirs))
-    square = [(x - x.mean(axis=0)) ** 2 for x in (ours, theirs)]
-    assert_same_mean(square[0], square[1].mean(axis=0), square[1].std(axis=0), len(theirs))
-
-
 @pytest.mark.parametrize(
     ("box", "size"), [((7, 12, 40, 30), 32), ((20, 5, 13, 17), 16)], ids=["global", "local"]
 )
 def test_cut_gives_the_official_pixels_exactly(augment, box, size):
     name = "_".join(map(str, box))
-    got = np.asarray(crops.cut(Image.fromarray(augment["image"]), *box, size))
+    got = resize.cut(augment["image"], *box, size)
     np.testing.assert_array_equal(got, augment[f"exact/crop_{name}_to_{size}"])
 
 
@@ -144,23 +134,7 @@ def test_operations_run_as_often_as_in_the_official_recipe(augment, drawn, view)
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_pixels_are_distributed_as_the_official_ones(augment, drawn, view):
-    pixels = drawn[view][1]
-    x = crops.normalise(pixels, MEAN, STD)
-    assert_same_distribution(x.mean(axis=(1, 2)), augment[f"{view}/channel_mean"])
-    assert_same_distribution(x.std(axis=(1, 2)), augment[f"{view}/channel_std"])
-    y = pixels.astype(np.float64) / 255
-    steps = (np.abs(np.diff(y, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
-    sharpness = sum(steps) / 2
-    assert_same_distribution(sharpness, augment[f"{view}/sharpness"])
-    # The images of means, pixel by pixel: 1024 × 3 z-scores, so allow for the largest of them.
-    n = int(augment[f"{view}/draws"])
-    std = augment[f"{view}/std_image"].transpose(1, 2, 0)
-    error = np.sqrt(x.std(axis=0) ** 2 / len(x) + std**2 / n)
-    z = (x.mean(axis=0) - augment[f"{view}/mean_image"].transpose(1, 2, 0)) / error
-    assert np.abs(z).max() < 5
-    assert_same_mean(
-        x.mean(axis=(1, 2)), augment[f"{view}/pixel_mean"], x.mean(axis=(1, 2)).std(axis=0), n
-    )
+    assert_official_pixels(drawn[view][1], augment, view)
 
 
 def test_blur_probabilities_mean_what_they_say_unless_inverted():
@@ -262,7 +236,10 @@ def test_grey_images_take_the_short_cut_without_a_change(augment):
     recipe = CropRecipe(32, 16, 8)
     for seed in range(5):
         views = crops.draw_views(np.random.default_rng(seed), recipe, 64, 64)
-        slow = [crops.render(Image.fromarray(image), view) for view in views]
+        slow = [
+            photometric.apply_photometric(crops.cut_view(image, view, recipe.resize), view.colours)
+            for view in views
+        ]
         fast = crops.make_crops(np.random.default_rng(seed), image, recipe)
         for a, b in zip(slow, (*fast[0], *fast[1]), strict=True):
             np.testing.assert_array_equal(a, b)

@@ -1,7 +1,9 @@
 """A folder of images: which files, which labels, every colour mode, broken files."""
 
 import io
+import os
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,3 +185,52 @@ def test_files_that_vanish_after_the_scan_are_unreadable(tmp_path):
         source[0]
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
     assert len(open_folder(tmp_path)) == 1  # a dangling link is found and fails when it is read
+
+
+def test_opening_looks_at_every_file_once_and_opens_none(tmp_path, monkeypatch):
+    """One listing a folder and one stat a file: 10 000 files open in a fraction of a second."""
+    for folder in ("ant", "bee", "cow"):
+        (tmp_path / folder).mkdir()
+        for i in range(40):
+            (tmp_path / folder / f"{i}.jpg").write_bytes(b"x" * i)
+    calls = {"scandir": 0, "stat": 0}
+
+    def counted(name, real):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was opened"))
+    source = open_folder(tmp_path)
+    assert source.fingerprint
+    monkeypatch.undo()
+    assert len(source) == 120
+    assert calls["scandir"] == 4
+    assert calls["stat"] < 12  # of the folder itself; those of files go through the listing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 30},
+        {"quality": 95, "subsampling": 0},
+        {"progressive": True, "quality": 80},
+        {"quality": 75, "subsampling": 1, "optimize": True},
+    ],
+)
+def test_jpegs_have_pillows_pixels(tmp_path, options):
+    smooth = cv2.resize(PICTURE, (331, 217), interpolation=cv2.INTER_CUBIC)
+    put(tmp_path / "a.jpg", smooth, **options)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), expected)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "padded.jpg").write_bytes(whole + b"\0" * 500)
+    np.testing.assert_array_equal(read_image(tmp_path / "padded.jpg"), expected)
+    for share in (0.3, 0.6, 0.95, 0.999):
+        (tmp_path / "short.jpg").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UnreadableImage, match=r"short\.jpg: "):
+            read_image(tmp_path / "short.jpg")

@@ -208,5 +208,5 @@ def test_impossible_recipes_are_refused_in_a_sentence():
         MaskRecipe((4, 4), group=0)
     c = config.default()
     c.model.image_size = 220
-    with pytest.raises(ValueError, match=r"220 is not a multiple of .* 16; the nearest is 224"):
+    with pytest.raises(ValueError, match=r"220 is not a multiple of the 16 .*; the nearest is 224"):
         MaskRecipe.from_config(c)

@@ -13,7 +13,6 @@ from poa_jax.data.crops import CropRecipe
 from poa_jax.data.folder import UnreadableImage, open_folder
 from poa_jax.data.masking import MaskRecipe
 from poa_jax.data.pipeline import TrainPipeline, eval_batches
-from poa_jax.data.prefetch import in_order
 from poa_jax.data.sources import ArraySource
 
 RNG = np.random.default_rng(0)
@@ -83,6 +82,58 @@ def test_processes_share_the_batch_of_one(workers):
     parts = [batches(process_index=i, process_count=2, workers=workers) for i in range(2)]
     assert [len(part[0]["masks"]) for part in parts] == [4, 4]
     assert_same(batches(), joined(parts))
+
+
+def drawn(p, start, stop):
+    """(index, crop parameters) of every sample of `p`, as `make_crops` draws them."""
+    found = {}
+    for step in range(start, stop):
+        for row in p.rows:
+            index = p._index(step * p.batch_size + row)
+            image = p.source[index][0]
+            rng = pipeline.generator(p.seed, 1, step, row)
+            found[step, row] = (index, crops.draw_views(rng, p.crops, *image.shape[:2]))
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_two_processes_go_on_in_the_middle_of_an_epoch_where_one_stopped(workers):
+    """37 images, batches of 8: step 7 is in the middle of epoch 2. (index, crops) and pixels."""
+    whole = batches(0, 12)
+    first = make(workers=workers)
+    steps = first.iterate(0, 12)
+    before = [next(steps)[1] for _ in range(7)]
+    steps.close()
+    state = first.get_state(7)
+    parts, found = [], drawn(make(), 0, 7)
+    for i in range(2):
+        half = make(process_index=i, process_count=2, workers=workers)
+        start = half.set_state(state)
+        parts.append([batch for _, batch, _ in half.iterate(start, 12)])
+        found |= drawn(half, start, 12)
+    assert_same(before + joined(parts), whole)
+    assert found == drawn(make(), 0, 12)
+
+
+def test_split_gives_the_same_geometry_and_leaves_the_colours_to_the_device():
+    batch = batches(2, 3, placement="split")[0]
+    plain = CropRecipe(16, 8, 3, jitter=0.0, grayscale=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
+    p = TrainPipeline(SOURCE, plain, MASKS, batch_size=8, seed=7, workers=0)
+    expected = p.batch_at(2)[0]
+    assert_same([{k: v for k, v in batch.items() if k != "sample"}], [expected])
+    np.testing.assert_array_equal(batch["sample"], [(2, row) for row in range(8)])
+    half = batches(2, 3, placement="split", process_index=1, process_count=2)[0]
+    np.testing.assert_array_equal(half["sample"], batch["sample"][4:])
+
+
+def test_resident_names_images_in_the_order_of_the_epoch_and_reads_none():
+    p = make(Breakable(range(37)), placement="resident")
+    (step, batch, info) = next(p.iterate(4, 5))
+    np.testing.assert_array_equal(batch["image"], [p._index(step * 8 + row) for row in range(8)])
+    assert batch.keys() == {"image", "sample", "masks"}
+    assert info.num_bad == 0
+    assert all(x.dtype == np.int32 for name, x in batch.items() if name != "masks")
+    np.testing.assert_array_equal(batch["masks"], make().batch_at(4)[0]["masks"])
 
 
 def test_a_run_that_starts_in_the_middle_goes_on_as_if_it_had_not_stopped():
@@ -256,6 +307,10 @@ def test_a_folder_with_broken_files_trains_on_the_others(tmp_path):
         ({"process_index": 2, "process_count": 2}, "process_index 2 is not below process_count 2"),
         ({"seed": -1}, "seed must be from 0"),
         ({"max_bad_fraction": 1.5}, "max_bad_fraction must be from 0 to 1"),
+        (
+            {"placement": "devise"},
+            "unknown value of data.placement: 'devise', expected one of host",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_a_sentence(options, words):
@@ -286,22 +341,6 @@ def test_closing_the_iterator_stops_the_threads():
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=10)
     assert not set(threading.enumerate()) - before
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_in_order_keeps_order_and_raises_in_its_place(workers):
-    def fail_at_five(i):
-        if i == 5:
-            raise ValueError("number five is wrong")
-        return -i
-
-    values = in_order(fail_at_five, 2, 9, workers, 4)
-    assert [next(values) for _ in range(3)] == [(2, -2), (3, -3), (4, -4)]
-    with pytest.raises(ValueError, match=r"^number five is wrong$"):
-        next(values)
-    assert list(in_order(fail_at_five, 3, 3, workers, 4)) == []
-    with pytest.raises(ValueError, match="0 or more"):
-        next(in_order(fail_at_five, 0, 9, -1, 4))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,8 +16,8 @@ from poa_jax.pretraining.optimizer import (
     init_optimizer,
     make_groups,
     match,
-    vit_rules,
 )
+from poa_jax.pretraining.param_rules import vit_rules
 from poa_jax.pretraining.schedules import Hyper
 
 

@@ -8,23 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_params import under
+from golden_step import OFFICIAL, batch, hyper
 
 from poa_jax.elastic.space import Subnet
 from poa_jax.models.heads import MultiHead
 from poa_jax.models.vit import ViT
 from poa_jax.pretraining.losses import Weights
-from poa_jax.pretraining.optimizer import init_optimizer, make_groups, vit_rules
-from poa_jax.pretraining.schedules import Hyper
+from poa_jax.pretraining.optimizer import init_optimizer, make_groups
+from poa_jax.pretraining.param_rules import vit_rules
 from poa_jax.pretraining.state import TrainState, make_draw
 from poa_jax.pretraining.step import Recipe, losses_and_grads, update
-
-OFFICIAL = {
-    "cls_local": "dino_local_crops_loss",
-    "cls_global": "dino_global_crops_loss",
-    "same_view_local": "distill_local_crops_loss",
-    "same_view_global": "distill_global_crops_loss",
-    "patch": "ibot_loss",
-}
 
 
 def recipe(bounds=(32, 48, 64), **kwargs):
@@ -39,29 +32,11 @@ def recipe(bounds=(32, 48, 64), **kwargs):
     )
 
 
-def batch(common):
-    """The stored batch with a leading image axis, as the pipeline hands it out."""
-
-    def image_major(x, crops):
-        return jnp.asarray(x.reshape(crops, -1, *x.shape[1:]).swapaxes(0, 1))
-
-    return {
-        "global_crops": image_major(common["batch/collated_global_crops"].transpose(0, 2, 3, 1), 2),
-        "local_crops": image_major(common["batch/collated_local_crops"].transpose(0, 2, 3, 1), 2),
-        "masks": image_major(common["batch/collated_masks"], 2),
-    }
-
-
 def state(common):
     params = jax.tree.map(jnp.asarray, golden_params.params(under(common, "student/")))
     teacher = jax.tree.map(jnp.asarray, golden_params.params(under(common, "teacher/")))
     centres = {n: [jnp.zeros(k) for k in (32, 48)] for n in ("cls", "patch")}
     return TrainState(jnp.int32(0), params, teacher, init_optimizer(params), centres)
-
-
-def hyper(masking, temperature=0.05, **kwargs):
-    values = {"lr": 0.0, "last_layer_lr": 0.0, "weight_decay": 0.0, "teacher_momentum": 1.0}
-    return Hyper(**values | kwargs, teacher_temperature=temperature, patch_masking=masking)
 
 
 @functools.partial(jax.jit, static_argnums=0)
