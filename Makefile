@@ -1,11 +1,11 @@
 # make demo    pre-train a small elastic network on the embedded images, cut three sizes out of
 #              it, and measure every size: ends with a table and a picture
-# make test    run every test
+# make test    run every test, but for those that take minutes (TEST_FLAGS="-m slow")
 # make lint    check style and formatting
 # make readme  put the table and the picture of the last demo into README.md
 # make clean   remove what the commands above made
 #
-# Variables: PYTHON (3.11 or newer), VENV, FAMILY (configs/demo_FAMILY.py), WORKDIR, DEMO_FLAGS
+# Variables: PYTHON (3.11 or newer), VENV, FAMILY (vit, swin, resnet), WORKDIR, DEMO_FLAGS
 # (passed to train.py, such as --config.train.steps=20), EVAL_FLAGS (passed to eval.py, such as
 # --subnets smallest,intact), TEST_FLAGS (passed to pytest).
 
@@ -15,14 +15,16 @@ FAMILY ?= vit
 WORKDIR ?= runs/demo
 DEMO_FLAGS ?=
 EVAL_FLAGS ?=
-# Two processes: compiling, most of the time, keeps one core busy. Tests of a file share a process
-# because they share compiled functions.
-TEST_FLAGS ?= -n 2 --dist loadfile
+# Two processes: compiling, most of the time, keeps one core busy. Tests of a group share a process
+# because they share compiled functions; tests/conftest.py makes the groups and puts long ones first.
+TEST_FLAGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 
 # The sizes that the demo cuts out: the smallest, one in the middle, the whole.
 SIZES_vit := smallest,w72-d3,intact
+SIZES_swin := smallest,w24-d1.1.3.1,intact
+SIZES_resnet := smallest,w12-d1.1.2.1,intact
 
 # The demo's matrices are too small to share between threads: one thread trains faster.
 DEMO_ENV := XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
