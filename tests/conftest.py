@@ -4,11 +4,16 @@ import os
 from collections.abc import Callable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Tests compile many programs and run each a few times on tiny arrays. XLA's older emitters and LLVM
+# without its expensive passes compile a whole update several times as fast. Commands that tests
+# start inherit it.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
 ).strip()
-# Tests compile many programs and run each a few times on tiny arrays: leaving out LLVM's expensive
-# passes halves the compile time of a whole update. Commands that tests start inherit it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax

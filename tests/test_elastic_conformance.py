@@ -116,11 +116,6 @@ def test_cost_of_every_published_network_equals_the_table(row):
     conformance.check_cost_equals_the_table(row)
 
 
-# `make test` leaves the last two out: compiling their updates takes minutes.
-@pytest.mark.parametrize(
-    "row",
-    [VIT, *(pytest.param(row, marks=pytest.mark.slow) for row in (SWIN, RESNET))],
-    ids=lambda row: row.name,
-)
+@each_row
 def test_training_lowers_the_loss_resumes_exactly_and_gives_networks_that_load(row, tmp_path):
     conformance_training.check_training(row, tmp_path)

@@ -70,7 +70,8 @@ class TrainProcess:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_cpu_use_fusion_emitters=false",  # compiles faster
             # Tests wait for the compiler, not for these few updates.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
