@@ -130,7 +130,8 @@ def measure(
             jax.block_until_ready((state, metrics))
             times[i].append(time.perf_counter() - start)
             cpu_times[i].append(time.process_time() - cpu)
-    common = {"family": family, "way": way, "drop_path": config.model.drop_path, "remat": remat}
+    drop_path = 0.0 if family == "resnet" else drop_path  # ResNets have none
+    common = {"family": family, "way": way, "drop_path": drop_path, "remat": remat}
     common["rounds"] = rounds
     records = [
         common

@@ -4,7 +4,7 @@
 
 `make demo FAMILY=swin` runs it, cuts three sizes out of the result and measures all sub-networks.
 
-Hardware: 2 CPU cores. Time: about 6 minutes; `make demo` asks XLA for one thread a matrix product,
+Hardware: 2 CPU cores. Time: about 8 minutes; `make demo` asks XLA for one thread a matrix product,
 which is fastest for so small a network:
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python train.py --config … --workdir …
