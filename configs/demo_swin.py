@@ -51,8 +51,8 @@ def get_config():
     c.masks.group = 8
 
     c.train.batch_size = 64
-    c.train.steps = 1000
-    c.train.checkpoint_every = 500
+    c.train.steps = 800
+    c.train.checkpoint_every = 400
     c.schedule.epoch_steps = 187  # 12 000 images
     c.schedule.warmup_epochs = 1.0
     c.schedule.patch_masking_start_epoch = 1.0
