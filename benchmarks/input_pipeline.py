@@ -37,6 +37,15 @@ from poa_jax.host_memory import keep_freed_memory
 WIDTH, HEIGHT, QUALITY = 500, 375, 94
 BATCH = 16
 ACCELERATOR = 1000  # images/s that a training step may want
+REFERENCE = "torchvision"
+WAYS = (
+    "host, processes",
+    "host, threads",
+    "host, processes, exact resize",
+    "split, host part, processes",
+    "split, with the device",
+    "resident, with the device",
+)
 
 
 def picture(seed: int) -> np.ndarray:
@@ -111,15 +120,15 @@ def ways(folder: Path, workers: int) -> dict[str, Callable]:
         return lambda count: make(of, settings(workers=workers, **data), count)
 
     process = {"worker_kind": "process"}
-    found = {
-        "host, processes": ours(host_batches, **process),
-        "host, threads": ours(host_batches),
-        "host, processes, exact resize": ours(host_batches, **process, resize="exact"),
-        "split, host part, processes": ours(host_batches, **process, placement="split"),
-        "split, with the device": ours(device_batches, **process, placement="split"),
-        "resident, with the device": ours(device_batches, in_memory, placement="resident"),
-    }
-    return found
+    made = (
+        ours(host_batches, **process),
+        ours(host_batches),
+        ours(host_batches, **process, resize="exact"),
+        ours(host_batches, **process, placement="split"),
+        ours(device_batches, **process, placement="split"),
+        ours(device_batches, in_memory, placement="resident"),
+    )
+    return dict(zip(WAYS, made, strict=True))
 
 
 def torchvision_rate(folder: Path, workers: int, batches: int, skip: int) -> float:
@@ -134,7 +143,7 @@ def measure_rates(options: argparse.Namespace, folder: Path) -> list[dict]:
     """Run every way in turn, `--rounds` times; returns a record for each."""
     chosen = ways(folder, options.workers)
     if _has_torch():
-        chosen = {"torchvision": None} | chosen
+        chosen = {REFERENCE: None} | chosen
     chosen = {name: make for name, make in chosen.items() if name.startswith(tuple(options.ways))}
     slow = {"split, with the device", "resident, with the device"}
     rates: dict[str, list[float]] = {name: [] for name in chosen}
@@ -142,12 +151,12 @@ def measure_rates(options: argparse.Namespace, folder: Path) -> list[dict]:
         for name, batches in chosen.items():
             count = options.batches // (4 if name in slow else 1)
             skip = max(2, min(8, count // 4))
-            if name == "torchvision":
+            if name == REFERENCE:
                 found = torchvision_rate(folder, options.workers, count, skip)
             else:
                 found = rate(batches(count + skip), skip)
             rates[name].append(found)
-    reference = statistics.median(rates["torchvision"]) if "torchvision" in rates else None
+    reference = statistics.median(rates[REFERENCE]) if REFERENCE in rates else None
     return [
         {
             "table": "rate",
@@ -319,6 +328,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(argv)
+    for start in options.ways:
+        if not any(name.startswith(start) for name in (REFERENCE, *WAYS)):
+            parser.error(f"no way starts with {start!r}; there are: {'; '.join(WAYS)}")
     keep_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])

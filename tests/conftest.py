@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile many programs and run each a few times on tiny arrays. XLA's older emitters and LLVM
-# without its expensive passes compile a whole update several times as fast. Commands that tests
-# start inherit it.
+# without its expensive passes compile them sooner. Commands that tests start inherit it.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

@@ -62,7 +62,15 @@ def test_the_input_benchmark_measures_on_pictures_it_makes(capsys, monkeypatch):
     assert "torchvision  " not in out
 
 
-def test_the_input_benchmark_refuses_an_unknown_table(capsys):
-    with pytest.raises(SystemExit):
-        input_pipeline.main(["--tables", "speed"])
-    assert "invalid choice: 'speed'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--tables", "speed"], "invalid choice: 'speed'"),
+        (["--ways", "nonsense"], "no way starts with 'nonsense'; there are: host, processes;"),
+    ],
+)
+def test_the_input_benchmark_refuses_what_it_does_not_have(argv, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        input_pipeline.main(argv)
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
